@@ -60,6 +60,18 @@ _INSTRUCTION_SETS = """
 """
 
 
+def repacked_types() -> frozenset[str]:
+    """The quantization types whose weights llama.cpp's CPU backend copies into another order on this processor."""
+    here = set(instruction_sets())
+    if sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64"):
+        return frozenset(("Q4_0", "Q4_K", "IQ4_NL", "MXFP4") if "avx2" in here else ()) | (
+            {"Q2_K"} if "avx512f" in here else set()
+        )
+    if platform.machine() in ("aarch64", "arm64"):
+        return frozenset(("Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0", "IQ4_NL", "MXFP4"))
+    return frozenset(("Q4_0", "Q4_K", "IQ4_NL", "MXFP4"))
+
+
 def memory_bandwidth(seconds: float = 0.3) -> float:
     """Bytes a second that all cores together read from memory, the best of several passes over 256 MiB."""
     import time

@@ -6,17 +6,17 @@ from pathlib import Path
 
 from localllm import fit, hardware
 from localllm.engines import native
-from localllm.engines.llama_model import DEFAULT_CONTEXT, LlamaModel
+from localllm.engines.llama_model import LlamaModel
 from localllm.engines.local import LocalEngine
 from localllm.errors import UsageError
-from localllm.formats.gguf import Header, read_header
+from localllm.formats.gguf import Header, read_model
 from localllm.text.template import BUILT_IN, ChatTemplate, template_source
 from localllm.types import EngineOptions
 
 
 def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> LocalEngine:
     """Raises ModelNotFound, BadModelFile, OutOfMemory, EngineError, UsageError."""
-    header = read_header(path)
+    header = read_model(path)
     own = header.metadata.get("tokenizer.chat_template")
     # A template that is known already starts its worker now, so that both load side by side.
     chosen = _known_template(options.template, own)
@@ -39,11 +39,18 @@ def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> L
 
 def load(header: Header, options: EngineOptions) -> LlamaModel:
     """Decide where the layers go, refuse what cannot fit, and load."""
-    context = options.context or min(header.get("context_length", DEFAULT_CONTEXT), DEFAULT_CONTEXT)
-    need = fit.estimate(header, context, options.cache_type_k, options.cache_type_v)
+    context = options.context or min(header.get("context_length", fit.DEFAULT_CONTEXT), fit.DEFAULT_CONTEXT)
+    repacked = hardware.repacked_types()
+
+    def need_at(tokens: int, type_k: str, type_v: str) -> fit.Need:
+        flash = options.flash_attention != "off"
+        return fit.estimate(header, tokens, type_k, type_v, flash_attention=flash, repacked_types=repacked)
+
+    types = options.cache_type_k, options.cache_type_v
+    need = need_at(context, *types)
     gpus = [d for d in native.devices() if d.kind in ("gpu", "igpu")]
     layers = gpu_layers(options.gpu_layers, need, sum(d.memory_free for d in gpus))
-    fit.require_memory(header.path, need, layers, hardware.memory())
+    fit.require_memory(header.path.name, need_at, context, types, layers, hardware.memory())
     return LlamaModel(header.path, options, gpu_layers=layers, threads=options.threads or hardware.physical_cores())
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
 from localllm.engines.native import llama, log
 from localllm.errors import BadModelFile, ContextOverflow, EngineError, OutOfMemory, UnknownArchitecture, UsageError
@@ -22,7 +23,6 @@ from localllm.formats.gguf import TYPE_IDS
 from localllm.types import EngineOptions, Sampling
 
 BATCH = 2048
-DEFAULT_CONTEXT = 8192
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -76,7 +76,7 @@ class LlamaModel:
             )
         self.begin_text = self._special_text(api.llama_vocab_bos(self._vocabulary))
         self.end_text = self._special_text(api.llama_vocab_eos(self._vocabulary))
-        self.context = options.context or min(self.trained_context, DEFAULT_CONTEXT)
+        self.context = options.context or min(self.trained_context, fit.DEFAULT_CONTEXT)
 
     def open_context(self, length: int | None = None) -> None:
         """Make the context and its KV cache, `length` tokens long; without it, as long as `context` says.

@@ -8,12 +8,14 @@ and kept as `Array`, to be read on demand.
 
 from __future__ import annotations
 
+import math
 import mmap
+import re
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from localllm.errors import BadModelFile, ModelNotFound
 
@@ -25,6 +27,7 @@ MAX_NAME_BYTES = 63
 MAX_METADATA = 1 << 16
 MAX_TENSORS = 1 << 20
 MAX_LAYERS = 512  # llama.cpp aborts the process above this
+MAX_HEADER = 256 << 20  # bytes of a remote file that are fetched to find where its header ends
 SHORT_ARRAY = 1024
 NO_TOKEN = 0xFFFFFFFF  # how converters write that a special token does not exist
 
@@ -83,6 +86,7 @@ SCALARS = {
     12: struct.Struct("<d"),
 }
 STRING, ARRAY = 8, 9
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
 
@@ -105,6 +109,10 @@ class Tensor:
     offset: int
     size: int
 
+    @property
+    def parameters(self) -> int:
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -119,13 +127,7 @@ class Header:
 
     @property
     def parameters(self) -> int:
-        total = 0
-        for tensor in self.tensors:
-            count = 1
-            for size in tensor.shape:
-                count *= size
-            total += count
-        return total
+        return sum(tensor.parameters for tensor in self.tensors)
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value of this architecture: `get("context_length")` is `llama.context_length` in a Llama file."""
@@ -140,13 +142,65 @@ def read_header(path: Path) -> Header:
             if start != MAGIC:
                 raise BadModelFile(f"{path} is not a GGUF file: {_describe(start)}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data).header()
+                return _Reader(path, data, len(data)).header()
     except FileNotFoundError:
         raise ModelNotFound(f"no such file: {path}") from None
     except IsADirectoryError:
         raise BadModelFile(f"{path} is a folder, not a GGUF file") from None
     except OSError as error:
         raise BadModelFile(f"{path} cannot be read: {error.strerror}", "check its permissions") from None
+
+
+def read_model(path: Path) -> Header:
+    """The header of a model, with the tensors of all its shards where it is split. Raises as `read_header`."""
+    header = read_header(path)
+    if header.metadata.get("split.no", 0):
+        raise BadModelFile(f"{path} is not the first shard of its model", "name the first, -00001-of-...")
+    count = header.metadata.get("split.count", 1)
+    match = _SHARD.fullmatch(path.name)
+    if count == 1 or match is None:
+        return header
+    if not isinstance(count, int) or count != int(match["count"]) or int(match["index"]) != 1:
+        raise BadModelFile(f"{path} is the first of {count!r} shards, and its name says otherwise", "rename it")
+    names = (f"{match['stem']}-{i:05}-of-{count:05}.gguf" for i in range(2, count + 1))
+    return merged([header, *(read_header(path.with_name(name)) for name in names)])
+
+
+class Growing(Protocol):
+    """A file that arrives from its beginning: `prefix` is what is here, `grow(n)` brings at least its first n bytes."""
+
+    prefix: bytearray
+
+    def __len__(self) -> int: ...
+    def grow(self, minimum: int) -> None: ...
+
+
+def read_remote_header(data: Growing, name: str) -> Header:
+    """Read and check the header of a GGUF file of which no more than the header is fetched. Raises BadModelFile."""
+    data.grow(len(MAGIC))
+    if data.prefix[:4] != MAGIC:
+        raise BadModelFile(f"{name} is not a GGUF file: {_describe(bytes(data.prefix[:4]))}")
+    while True:
+        try:
+            # From the beginning each time: as the prefix doubles, all tries together cost twice the last.
+            return _Reader(Path(name), bytes(data.prefix), len(data)).header()
+        except _NeedMore as need:
+            if need.bytes > MAX_HEADER:
+                raise BadModelFile(f"{name} is not a sound GGUF file: its header is larger than 256 MiB") from None
+            data.grow(need.bytes)
+
+
+def merged(headers: list[Header]) -> Header:
+    """The header of a model in shards: the first one's metadata, the tensors of all."""
+    return replace(headers[0], tensors=tuple(tensor for header in headers for tensor in header.tensors))
+
+
+class _NeedMore(Exception):
+    """The header goes on behind the bytes that are here: at least `bytes` are needed."""
+
+    def __init__(self, bytes: int) -> None:
+        super().__init__(bytes)
+        self.bytes = bytes
 
 
 def _describe(start: bytes) -> str:
@@ -164,10 +218,14 @@ def _describe(start: bytes) -> str:
 
 
 class _Reader:
-    """Walks through the header. `position` never passes the end of the file."""
+    """Walks through the header. `position` never passes the end of the file, which has `size` bytes.
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        self.path, self.data, self.size = path, data, len(data)
+    Of those `data` may hold a beginning only; then _NeedMore is raised where it ends.
+    """
+
+    def __init__(self, path: Path, data: mmap.mmap | bytes, size: int) -> None:
+        self.path, self.data, self.size = path, data, size
+        self.here = len(data)
         self.position = len(MAGIC)
 
     def header(self) -> Header:
@@ -186,7 +244,8 @@ class _Reader:
             metadata[key] = self.value(self.u32(), key)
         tensors = self.tensors(tensor_count, metadata)
         header = Header(self.path, self.size, metadata, tensors)
-        _check_metadata(header, self.bad)
+        if not metadata.get("split.no", 0):  # only the first shard has more than its tensors
+            _check_metadata(header, self.bad)
         return header
 
     def tensors(self, count: int, metadata: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -250,7 +309,7 @@ class _Reader:
 
     def skip_strings(self, count: int, key: str) -> None:
         # The longest walk of the header (a vocabulary has up to 262,144 tokens and as many merges), hence no calls.
-        unpack, data, size, position = _U64.unpack_from, self.data, self.size, self.position
+        unpack, data, size, position = _U64.unpack_from, self.data, self.here, self.position
         unique = key == "tokenizer.ggml.tokens"  # llama.cpp aborts the process where a token occurs twice
         seen: set[bytes] = set()
         try:
@@ -259,9 +318,13 @@ class _Reader:
                 position = start + unpack(data, position)[0]
                 if unique:
                     seen.add(data[start:position])
-        except (struct.error, OverflowError):
+        except struct.error:
             position = size + 1
-        if position > size or count > size:
+        except OverflowError:
+            position = self.size + 1
+        if self.here < position <= self.size:
+            raise _NeedMore(position)
+        if position > self.size or count > self.size:
             raise self.bad(f"it is truncated, or the array {key!r} claims more than the file holds")
         if unique and b"\0" in b"".join(seen):  # where C ends a string, two may be one
             raise self.bad("a token of the vocabulary holds a NUL byte")
@@ -289,6 +352,8 @@ class _Reader:
         start = self.position
         if count > self.size - start:
             raise self.bad("it is truncated: the header does not end within the file")
+        if start + count > self.here:
+            raise _NeedMore(start + count)
         self.position = start + count
         return start
 

@@ -18,8 +18,10 @@ from localllm.engines.llama_cpp import gpu_layers, is_chat_model
 from localllm.engines.llama_model import LlamaModel
 from localllm.errors import BadModelFile, EngineError, LocalLLMError, OutOfMemory, UnknownArchitecture, UsageError
 from localllm.fit import Need
-from localllm.formats.gguf import Header
+from localllm.formats.gguf import Header, read_model
 from localllm.types import EngineOptions, Limits, Message, Request, Sampling
+from tests.support.command import localllm
+from tests.support.gguf_files import split
 
 PROMPT = "<|im_start|>user\nWrite about the sea.<|im_end|>\n<|im_start|>assistant\n"
 
@@ -199,7 +201,7 @@ def test_a_missing_tensor_is_named(model_path: Path, tmp_path: Path) -> None:
 
 
 def test_more_memory_than_there_is(model_path: Path) -> None:
-    with pytest.raises(OutOfMemory, match="needs .* GiB for weights and .* GiB for the context") as caught:
+    with pytest.raises(OutOfMemory, match="needs .* GiB for weights and .* GiB for a context of 16777216") as caught:
         open_engine("llama.cpp", model_path, EngineOptions(context=2**24, cache_type_k="f32", cache_type_v="f32"))
     assert "--context" in caught.value.hint
 
@@ -280,3 +282,25 @@ def test_damaged_headers_never_kill_the_process(model_path: Path, tmp_path: Path
     assert counts["crashed"] == 0, done.stdout
     assert counts["refused"] > 50
     assert counts["ran"] > 5
+
+
+@pytest.mark.slow
+def test_a_model_in_shards_answers_as_the_whole(model_path: Path, tmp_path: Path) -> None:
+    first, second, third = split(model_path, tmp_path, "m", 3)
+    whole = localllm("run", "-m", str(model_path), "The capital of France is", "-n", "8", "--temperature", "0")
+    parts = localllm("run", "-m", str(first), "The capital of France is", "-n", "8", "--temperature", "0")
+    assert (parts.returncode, parts.stdout) == (0, whole.stdout), parts.stderr
+    assert read_model(first).parameters == read_model(model_path).parameters
+    middle = localllm("run", "-m", str(second), "Hi")
+    assert (middle.returncode, middle.stderr) == (
+        1,
+        f"localllm: {second} is not the first shard of its model (name the first, -00001-of-...)\n",
+    )
+    os.truncate(third, third.stat().st_size - 1)
+    cut = localllm("run", "-m", str(first), "Hi")
+    assert cut.returncode == 1
+    assert "it is truncated" in cut.stderr
+    third.unlink()
+    gone = localllm("run", "-m", str(first), "Hi")
+    assert (gone.returncode, len(gone.stderr.splitlines())) == (1, 1)
+    assert str(third) in gone.stderr

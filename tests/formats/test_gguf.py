@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localllm.errors import BadModelFile, ModelNotFound
-from localllm.formats.gguf import Array, read_array, read_header
+from localllm.formats.gguf import Array, merged, read_array, read_header, read_remote_header
 from tests.support.gguf_files import (
     ARRAY,
     DATA_SIZE,
@@ -132,3 +132,59 @@ def test_missing_and_folder(tmp_path: Path) -> None:
         read_header(tmp_path / "none.gguf")
     with pytest.raises(BadModelFile, match="is a folder"):
         read_header(tmp_path)
+
+
+class Arriving:
+    """A file that comes in steps, as over a network."""
+
+    def __init__(self, data: bytes, step: int, size: int | None = None) -> None:
+        self.data, self.step, self.size = data, step, len(data) if size is None else size
+        self.prefix = bytearray()
+
+    def __len__(self) -> int:
+        return self.size
+
+    def grow(self, minimum: int) -> None:
+        assert minimum > len(self.prefix) or minimum <= 4, "asked for what is here"
+        while len(self.prefix) < min(minimum, self.size):
+            start = len(self.prefix)
+            piece = self.data[start : start + self.step]
+            self.prefix += piece + bytes(min(self.step, self.size - start) - len(piece))
+
+
+@pytest.mark.parametrize("step", [1, 7, 100, 10_000])
+def test_a_header_that_arrives_in_steps(tmp_path: Path, step: int) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf(data=5000))
+    arriving = Arriving(path.read_bytes(), step)
+    assert read_remote_header(arriving, str(path)) == read_header(path)
+    assert len(arriving.prefix) < len(gguf(data=0)) + step
+
+
+def test_a_real_header_that_arrives_in_steps(model_path: Path) -> None:
+    with model_path.open("rb") as file:
+        arriving = Arriving(file.read(4 << 20), 1 << 16, model_path.stat().st_size)
+    assert read_remote_header(arriving, str(model_path)) == read_header(model_path)
+    assert len(arriving.prefix) < 2 << 20
+
+
+@pytest.mark.parametrize("cut", range(4, len(gguf(data=0)), 5))
+def test_a_remote_file_that_is_too_short_is_refused(cut: int) -> None:
+    with pytest.raises(BadModelFile, match="not a sound GGUF file|not a GGUF file"):
+        read_remote_header(Arriving(gguf()[:cut], 50), "m.gguf")
+
+
+def test_a_remote_header_without_end_is_not_fetched_without_end() -> None:
+    key = pair("general.endless", 9, (4, []))[:-8] + (1 << 33).to_bytes(8, "little")
+    endless = gguf([key], [], data=0)
+    arriving = Arriving(endless, 1 << 20, 1 << 40)
+    with pytest.raises(BadModelFile, match="its header is larger than 256 MiB"):
+        read_remote_header(arriving, "m.gguf")
+    assert len(arriving.prefix) <= 1 << 20
+
+
+def test_shards_are_one_model(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).write_bytes(gguf())
+    headers = [read_header(tmp_path / name) for name in "ab"]
+    assert merged(headers).parameters == 2 * headers[0].parameters

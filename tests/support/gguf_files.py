@@ -1,11 +1,14 @@
-"""Writes tiny GGUF files, sound and broken, by the format description and nothing of the product."""
+"""Writes tiny GGUF files, sound and broken, by the format description; splits a real one into shards."""
 
 from __future__ import annotations
 
 import struct
+from pathlib import Path
 from typing import Any
 
-U32, F32, STRING, ARRAY, U64 = 4, 6, 8, 9, 10
+from localllm.formats.gguf import TENSOR_TYPES, read_header
+
+U16, U32, I32, F32, STRING, ARRAY, U64 = 2, 4, 5, 6, 8, 9, 10
 
 
 def text(value: str | bytes) -> bytes:
@@ -19,7 +22,7 @@ def value(kind: int, content: Any) -> bytes:
     if kind == ARRAY:
         item, items = content
         return struct.pack("<IQ", item, len(items)) + b"".join(value(item, i) for i in items)
-    return struct.pack({U32: "<I", F32: "<f", U64: "<Q"}[kind], content)
+    return struct.pack({U16: "<H", U32: "<I", I32: "<i", F32: "<f", U64: "<Q"}[kind], content)
 
 
 def pair(key: str, kind: int, content: Any) -> bytes:
@@ -55,3 +58,31 @@ def gguf(
     tensor_count, metadata_count = counts or (len(tensors), len(metadata))
     header = magic + struct.pack("<IQQ", version, tensor_count, metadata_count) + b"".join(metadata + tensors)
     return header + bytes(-len(header) % 32 + data)
+
+
+def split(source: Path, folder: Path, stem: str, count: int) -> list[Path]:
+    """Split a GGUF as llama.cpp's gguf-split does: all metadata in the first shard, tensors shared out in order."""
+    header = read_header(source)
+    data = source.read_bytes()
+    (metadata_count,) = struct.unpack_from("<Q", data, 16)
+    metadata = data[24 : data.index(text(header.tensors[0].name) + struct.pack("<I", len(header.tensors[0].shape)))]
+    kinds = {name: id for id, (name, _, _) in TENSOR_TYPES.items()}
+    paths = []
+    for number in range(count):
+        part = header.tensors[number * len(header.tensors) // count : (number + 1) * len(header.tensors) // count]
+        own = [
+            pair("split.no", U16, number),
+            pair("split.count", U16, count),
+            pair("split.tensors.count", I32, len(header.tensors)),
+        ]
+        rows, blob = [], b""
+        for t in part:
+            rows.append(tensor(t.name, t.shape, kinds[t.type], len(blob)))
+            blob += data[t.offset : t.offset + t.size]
+            blob += bytes(-len(blob) % 32)
+        counts = (len(rows), len(own) + (metadata_count if number == 0 else 0))
+        head = b"GGUF" + struct.pack("<IQQ", 3, *counts) + (metadata if number == 0 else b"") + b"".join(own + rows)
+        path = folder / f"{stem}-{number + 1:05}-of-{count:05}.gguf"
+        path.write_bytes(head + bytes(-len(head) % 32) + blob)
+        paths.append(path)
+    return paths
