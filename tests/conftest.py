@@ -11,7 +11,7 @@ import pytest
 
 from localllm.engines.llama_model import LlamaModel
 from localllm.hub import catalogue, store
-from localllm.hub.download import fetch
+from localllm.hub.pull import fetch_entry
 from localllm.types import EngineOptions
 
 # What a developer has set must not change what is tested.
@@ -25,7 +25,7 @@ def model_path() -> Path:
     """SmolLM2-135M-Instruct Q4_1, fetched by the product's own code where it is not here."""
     entry = catalogue.get(catalogue.DEFAULT_MODEL)
     failures: list[str] = []
-    return store.installed(entry) or fetch(entry, lambda *_: None, lambda e: failures.append(str(e)))
+    return store.installed(entry) or fetch_entry(entry, lambda _: None, lambda e: failures.append(str(e)))
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,17 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from localllm.errors import LocalLLMError, ModelNotFound, UsageError
+from localllm.errors import BadModelFile, LocalLLMError, ModelNotFound, UsageError
 from localllm.hub import catalogue, store
-from localllm.hub.catalogue import DEFAULT_MODEL, Entry
-from localllm.hub.reference import CatalogueName, HubReference, Reference, looks_like_model, parse
+from localllm.hub.catalogue import DEFAULT_MODEL, Entry, HubSource
+from localllm.hub.reference import HubReference, ModelName, Reference, looks_like_model, parse
+
+if TYPE_CHECKING:
+    from localllm.hub.pull import Plan
+    from localllm.hub.remote import Listing
+    from localllm.ui.progress import Style
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +49,8 @@ def split_words(words: list[str], model: str | None) -> tuple[str | None, str]:
 
 def resolve(name: str | None, *, yes: bool) -> Model:
     """The file of a model, or of the default one; asks before it fetches. Raises ModelNotFound, DownloadError."""
-    reference = parse(name) if name else DEFAULT_MODEL
-    entry = catalogue.get(reference) if isinstance(reference, CatalogueName) else None
+    reference = store.dereference(parse(name)) if name else DEFAULT_MODEL
+    entry = catalogue.find(reference) if isinstance(reference, ModelName) else None
     path = store.locate(reference)
     if path is None:
         path = _fetch(reference, entry, yes=yes)
@@ -53,47 +58,118 @@ def resolve(name: str | None, *, yes: bool) -> Model:
 
 
 def _fetch(reference: Reference, entry: Entry | None, *, yes: bool) -> Path:
-    from localllm.hub.download import fetch, find_on_hub
+    from localllm.ui.progress import say
+
+    if entry is not None:
+        say(f"{entry.title} ({entry.name}) is not here yet: {describe_entry(entry)}.")
+        _agree(entry.name, yes)
+        return fetch_entry(entry)
+    assert isinstance(reference, HubReference)
+    plan = make_plan(reference)
+    if plan.variant.format != "gguf":
+        raise BadModelFile(
+            f"{reference} is a model in {plan.variant.format}, and only GGUF runs so far",
+            "look for a GGUF version: localllm search " + reference.repo,
+        )
+    say(f"{reference} is not here yet: {describe_plan(plan)}.")
+    _agree(str(reference), yes)
+    return fetch_plan(plan)
+
+
+def make_plan(reference: HubReference, style: Style = "auto") -> Plan:
+    """What a reference to the Hub means; the rule by which a quantization was chosen is told on stderr."""
+    from localllm.hub import preview, pull
+    from localllm.ui.progress import say
+
+    notify = (lambda _: None) if style == "quiet" else say
+    plan = pull.plan(reference, lambda listing, found: preview.choose(listing, found, notify), notify)
+    if plan.reason and style == "auto":
+        say(f"{reference.repository}: {plan.reason}")
+    return plan
+
+
+def plan_of(reference: Reference) -> Plan:
+    """What a reference to something that is not here would fetch from the Hub. Raises ModelNotFound."""
+    if isinstance(reference, HubReference):
+        return make_plan(reference)
+    from localllm.hub import pull
+    from localllm.ui.progress import say
+
+    return pull.plan_source(_hub_source(reference), say)
+
+
+def listing_of(reference: Reference) -> tuple[Listing, str, str]:
+    """The repository that holds a model which is not here, with the quantization and the file that are meant."""
+    from localllm.hub import remote
+    from localllm.ui.progress import say
+
+    if isinstance(reference, HubReference):
+        listing = remote.listing(reference.repository, reference.revision or "main", say)
+        return listing, reference.quant, reference.file
+    source = _hub_source(reference)
+    return remote.listing(source.repository, source.revision, say), "", source.file
+
+
+def _hub_source(reference: Reference) -> HubSource:
+    assert isinstance(reference, ModelName), "a path is here, or an error"
+    entry = catalogue.get(reference)
+    for source in entry.sources:
+        if isinstance(source, HubSource):
+            return source
+    raise ModelNotFound(f"{entry.name} is not on the Hub", f"localllm pull {entry.name} fetches it")
+
+
+def fetch_plan(plan: Plan, style: Style = "auto") -> Path:
+    """Fetch with progress shown."""
+    from localllm.hub import pull
+    from localllm.ui.progress import download_progress
+
+    with download_progress(len(plan.files), plan.size, style) as report:
+        return pull.fetch(plan, report)
+
+
+def fetch_entry(entry: Entry, style: Style = "auto") -> Path:
+    """Fetch a catalogue entry from the first of its sources that has it, with progress shown."""
+    from localllm.hub import pull
     from localllm.ui.progress import download_progress, say
 
-    if entry is None:
-        assert isinstance(reference, HubReference)
-        entry = _from_hub(reference, find_on_hub(reference))
-    say(_description(entry))
-    if not yes and not _agreed(entry):
-        raise LocalLLMError(f"{entry.name} was not fetched", "--yes fetches without asking")
-    with download_progress(entry.title) as progress:
-        return fetch(entry, progress, lambda error: say(f"{error}; trying the next source"))
+    with download_progress(1, max(s.download_size for s in entry.sources), style) as report:
+        return pull.fetch_entry(
+            entry, report, lambda error: None if style == "quiet" else say(f"{error}; trying the next source")
+        )
 
 
-def _agreed(entry: Entry) -> bool:
+def describe_entry(entry: Entry) -> str:
+    from localllm.ui.units import size
+
+    largest = max((s.download_size for s in entry.sources), default=0)
+    return f"{size(largest) if largest else 'size unknown'}, licence {entry.licence}, by {entry.publisher}"
+
+
+def describe_plan(plan: Plan) -> str:
+    from localllm.ui.units import size
+
+    variant, listing = plan.variant, plan.listing
+    extra = plan.size - variant.size
+    beside = f" and {size(extra)} beside it" if extra else ""
+    shards = f" in {len(variant.files)} files" if len(variant.files) > 1 else ""
+    return f"{variant.path}, {size(variant.size)}{shards}{beside}, licence {listing.licence or 'not stated'}"
+
+
+def _agree(name: str, yes: bool) -> None:
+    if yes:
+        return
     if sys.stdin.isatty() and sys.stderr.isatty():
-        sys.stderr.write("Fetch it? [Y/n] ")
-        sys.stderr.flush()
-        return sys.stdin.readline().strip().lower() in ("", "y", "yes")
-    # Nobody is there to ask: only the default model may come by itself.
-    if entry.name == str(DEFAULT_MODEL):
-        return True
-    raise ModelNotFound(f"{entry.name} is not on this machine", "--yes fetches it")
+        if not ask("Fetch it? [Y/n] ", default=True):
+            raise LocalLLMError(f"{name} was not fetched", "--yes fetches without asking")
+    elif name != str(DEFAULT_MODEL):
+        # Nobody is there to ask: only the default model may come by itself.
+        raise ModelNotFound(f"{name} is not on this machine", "--yes fetches it, and so does localllm pull")
 
 
-def _description(entry: Entry) -> str:
-    size = max((s.download_size for s in entry.sources), default=0)
-    megabytes = f"{size / 1e6:,.0f} MB" if size else "of unknown size"
-    return f"{entry.title} ({entry.name}) is not here yet: {megabytes}, licence {entry.licence}, by {entry.publisher}."
-
-
-def _from_hub(reference: HubReference, source: catalogue.HubSource) -> Entry:
-    return Entry(
-        name=str(reference),
-        title=source.file,
-        publisher=reference.owner,
-        licence=f"see https://huggingface.co/{reference.repository}",
-        homepage="",
-        kind="chat",
-        parameters=0,
-        context=0,
-        memory=0,
-        sampling={},
-        sources=(source,),
-    )
+def ask(question: str, *, default: bool) -> bool:
+    """Ask on the terminal."""
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    answer = sys.stdin.readline().strip().lower()
+    return answer in ("y", "yes") or (default and not answer)

@@ -19,6 +19,11 @@ YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Fetch a model that
 VerboseOption = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show the engine's log, times and memory on stderr.")
 ]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+EventsOption = Annotated[bool, typer.Option("--json", help="Print progress and results as JSON, an object a line.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
+ReferencesArgument = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names, owner/repo[:QUANT], files.")]
+ReferenceArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A name, owner/repo[:QUANT] or a file.")]
 EngineOption = Annotated[str, typer.Option("--engine", help="llama.cpp, or fake (answers with the file it is given).")]
 SystemOption = Annotated[Optional[str], typer.Option("--system", "-s", help="The system prompt.")]  # noqa: UP045
 

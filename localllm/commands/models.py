@@ -24,6 +24,7 @@ def models(
         print(json.dumps(rows, indent=1, ensure_ascii=False))
         return
     from localllm.ui.table import print_table
+    from localllm.ui.units import count, size
 
     print_table(
         ("", "name", "parameters", "download", "memory", "licence", "title"),
@@ -31,9 +32,9 @@ def models(
             (
                 "*" if path else "",
                 entry.name,
-                _count(entry.parameters),
-                f"{max(s.download_size for s in entry.sources) / 1e9:.2f} GB",
-                f"{entry.memory / 1e9:.1f} GB",
+                count(entry.parameters),
+                size(max(s.download_size for s in entry.sources)),
+                size(entry.memory),
                 entry.licence,
                 entry.title,
             )
@@ -41,7 +42,3 @@ def models(
         ],
         right=(2, 3, 4),
     )
-
-
-def _count(number: int) -> str:
-    return f"{number / 1e9:.1f} B" if number >= 0.9995e9 else f"{number / 1e6:.0f} M"

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from localllm.errors import ModelNotFound
-from localllm.hub.reference import CatalogueName
+from localllm.hub.reference import ModelName
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-DEFAULT_MODEL = CatalogueName("smollm2", "135m")
+DEFAULT_MODEL = ModelName("smollm2", "135m")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def folder() -> Path:
     return installed if installed.is_dir() else package.parent / "models"
 
 
-def find(name: CatalogueName) -> Entry | None:
+def find(name: ModelName) -> Entry | None:
     """The entry a name means, or None."""
     entries = _family(name.family)
     if not name.tag:
@@ -92,7 +92,7 @@ def find(name: CatalogueName) -> Entry | None:
     return entries.get(name.tag)
 
 
-def get(name: CatalogueName) -> Entry:
+def get(name: ModelName) -> Entry:
     """The entry a name means; raises ModelNotFound, naming what comes near."""
     entry = find(name)
     if entry is not None:

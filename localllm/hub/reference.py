@@ -1,19 +1,28 @@
-"""What a user types for a model, parsed: a path, a catalogue name, or a repository on the Hugging Face Hub.
+"""What a user types for a model, parsed: a path, a name, or a repository on the Hugging Face Hub.
 
 Pure: whether the thing exists is the store's to find out.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from localllm.errors import UsageError
 
 _PART = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
-_HUB = re.compile(rf"(?P<owner>{_PART})/(?P<repo>{_PART})(?::(?P<quant>{_PART}))?")
+_REVISION = r"[A-Za-z0-9_][A-Za-z0-9_./-]*"
+_FILE = r"[^/:@\\]+(?:/[^/:@\\]+)*\.(?:gguf|onnx|safetensors)"
+_HUB = re.compile(
+    rf"(?P<owner>{_PART})/(?P<repo>{_PART})(?:/(?P<file>{_FILE}))?"
+    rf"(?::(?P<before>{_PART}))?(?:@(?P<revision>{_REVISION}))?(?::(?P<quant>{_PART}))?",
+    re.IGNORECASE,
+)
 _NAME = re.compile(rf"(?P<family>{_PART})(?::(?P<tag>{_PART}))?")
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 MAX_LENGTH = 200  # of a name; a longer word is prompt, not a model
 
@@ -27,8 +36,11 @@ class LocalPath:
 
 
 @dataclass(frozen=True, slots=True)
-class CatalogueName:
-    """`family:tag`; without a tag the family's first model is meant."""
+class ModelName:
+    """`family:tag`, in lower case: a name of the catalogue, or one that the user gave (an alias, an import).
+
+    Without a tag the family's first model is meant.
+    """
 
     family: str
     tag: str = ""
@@ -39,21 +51,28 @@ class CatalogueName:
 
 @dataclass(frozen=True, slots=True)
 class HubReference:
-    """`owner/repo[:QUANT]`."""
+    """`owner/repo[/path/file][@revision][:QUANT]`; without a revision `main` is meant."""
 
     owner: str
     repo: str
     quant: str = ""
+    file: str = ""
+    revision: str = ""
 
     @property
     def repository(self) -> str:
         return f"{self.owner}/{self.repo}"
 
     def __str__(self) -> str:
-        return self.repository + (f":{self.quant}" if self.quant else "")
+        file, revision, quant = (f"{m}{t}" if t else "" for m, t in zip("/@:", self._rest, strict=True))
+        return self.repository + file + revision + quant
+
+    @property
+    def _rest(self) -> tuple[str, str, str]:
+        return self.file, self.revision, self.quant
 
 
-Reference = LocalPath | CatalogueName | HubReference
+Reference = LocalPath | ModelName | HubReference
 
 
 def parse(text: str) -> Reference:
@@ -61,27 +80,79 @@ def parse(text: str) -> Reference:
     if len(text) > MAX_LENGTH and not _exists(Path(text)):
         raise UsageError(f"{text[:40]!r}... is not a model: it is {len(text)} characters long")
     path = Path(text).expanduser()
-    if text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or text.lower().endswith(".gguf") or _exists(path):
+    if text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or _exists(path):
         return LocalPath(path)
-    if match := _HUB.fullmatch(text):
-        if ".." in text or "--" in text:
-            raise UsageError(f"{text!r} is not a repository name")
-        return HubReference(match["owner"], match["repo"], match["quant"] or "")
-    if match := _NAME.fullmatch(text):
-        return CatalogueName(match["family"].lower(), (match["tag"] or "").lower())
+    if (page := _page(text)) is not None:
+        return _from_page(text, page)
+    if "://" in text:
+        raise UsageError(f"{text!r} is not an address on the Hugging Face Hub", "download it, and give the file's path")
+    match = _HUB.fullmatch(text)
+    if text.lower().endswith(".gguf") and not (match and match["file"]):
+        return LocalPath(path)
+    if match:
+        return _hub(text, match)
+    if _NAME.fullmatch(text):
+        return parse_name(text)
     raise UsageError(
         f"{text!r} is not a model", "write a .gguf file, a name such as smollm2:135m, or owner/repo[:QUANT]"
     )
+
+
+def parse_name(text: str) -> ModelName:
+    """Read a name that the user gives to a model. Raises UsageError."""
+    match = _NAME.fullmatch(text)
+    if match is None or ".." in text or len(text) > MAX_LENGTH:
+        raise UsageError(f"{text[:40]!r} is not a name for a model", "letters, digits, and . _ - between them")
+    return ModelName(match["family"].lower(), (match["tag"] or "").lower())
 
 
 def looks_like_model(word: str) -> bool:
     """Whether a word has the shape of a reference that cannot be an ordinary word: `a/b`, `name:tag`, `x.gguf`."""
     if not word or len(word) > MAX_LENGTH or any(c.isspace() for c in word):
         return False
-    if word.lower().endswith(".gguf") or _HUB.fullmatch(word):
+    if word.lower().endswith(".gguf") or _HUB.fullmatch(word) or _page(word) is not None:
         return True
     match = _NAME.fullmatch(word)
     return bool(match and match["tag"])
+
+
+def _hub(text: str, match: re.Match[str]) -> HubReference:
+    if ".." in text or "--" in match["owner"] or "--" in match["repo"]:
+        raise UsageError(f"{text!r} is not a repository name")
+    if match["before"] and match["quant"]:
+        raise UsageError(f"{text!r} names two quantizations")
+    quant = match["before"] or match["quant"] or ""
+    return HubReference(match["owner"], match["repo"], quant, match["file"] or "", match["revision"] or "")
+
+
+def _page(text: str) -> str | None:
+    """The path of a Hub address as a browser or another tool writes it; None for what is no such address."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        host, slash, path = text.partition("/")
+        return path if slash and host.lower() in _HOSTS else None
+    if scheme == "hf":
+        # hf://owner/repo@revision/file
+        return re.sub(r"^([^/@]+/[^/@]+)@([^/]+)/(.+)$", r"\1/\3@\2", rest)
+    hosts = (*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc)
+    address = urlsplit(text)
+    known = scheme in ("http", "https") and address.netloc and address.netloc.lower() in hosts
+    return address.path if known else None
+
+
+def _from_page(text: str, page: str) -> HubReference:
+    parts = [unquote(part) for part in page.split("/") if part]
+    if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve"):
+        # Of a tree only the repository and the revision count: a folder is no model by itself.
+        file = "/".join(parts[4:]) if parts[2] != "tree" else ""
+        page = "/".join(parts[:2]) + (f"/{file}" if file else "") + f"@{parts[3]}"
+    else:
+        page = "/".join(parts)
+    match = _HUB.fullmatch(page)
+    if match is None:
+        raise UsageError(f"{text!r} is not the address of a model", "write owner/repo[:QUANT]")
+    reference = _hub(page, match)
+    return replace(reference, revision="") if reference.revision == "main" else reference
 
 
 def _exists(path: Path) -> bool:

@@ -1,49 +1,122 @@
-"""Progress of a download on stderr: a bar on a terminal, a plain line now and then elsewhere."""
+"""Progress of downloads: a line a file and a total on a terminal, plain lines elsewhere, JSON events, or silence."""
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Literal
+
+from localllm.hub.download import Event, Report
+from localllm.ui.render import visible
+from localllm.ui.units import size
+
+Style = Literal["auto", "quiet", "json"]
 
 _PLAIN_STEPS = 4
+_JSON_SECONDS = 0.2  # between two events of a file
 
 
 def say(line: str) -> None:
     """A line for the user, on stderr."""
-    sys.stderr.write(line + "\n")
+    sys.stderr.write(visible(line) + "\n")
     sys.stderr.flush()
 
 
 @contextmanager
-def download_progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A function to call with the bytes that are here and the bytes there will be."""
-    if not sys.stderr.isatty():
-        yield _plain(title)
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+def download_progress(files: int, total: int, style: Style = "auto", *, plain: bool = True) -> Iterator[Report]:
+    """A function that hears of `files` files of `total` bytes together; `plain` is whether lines are written elsewhere.
 
+    On a terminal it has a line a file, and a line for all of several.
+    """
+    if style == "quiet" or not (plain or style == "json" or sys.stderr.isatty()):
+        yield lambda _: None
+    elif style == "json":
+        yield _events()
+    elif sys.stderr.isatty():
+        with _bars(files, total) as report:
+            yield report
+    else:
+        yield _lines()
+
+
+def _events() -> Report:
+    told: dict[str, float] = {}
+
+    def report(event: Event) -> None:
+        now = time.monotonic()
+        if event.note:
+            emit("note", file=event.file, note=event.note)
+        elif event.done == event.total or now - told.get(event.file, 0.0) > _JSON_SECONDS:
+            told[event.file] = now
+            emit("progress", file=event.file, done=event.done, total=event.total)
+
+    return report
+
+
+def emit(event: str, **values: object) -> None:
+    """One JSON object a line on stdout."""
+    sys.stdout.write(json.dumps({"event": event, **values}, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _lines() -> Report:
+    shown: dict[str, int] = {}
+
+    def report(event: Event) -> None:
+        if event.note:
+            say(event.note)
+            return
+        step = event.done * _PLAIN_STEPS // event.total if event.total else 0
+        if step > shown.get(event.file, 0):
+            shown[event.file] = step
+            say(f"{event.file}: {size(event.done)} of {size(event.total)}")
+
+    return report
+
+
+@contextmanager
+def _bars(files: int, total: int) -> Iterator[Callable[[Event], None]]:
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.table import Column
+
+    console = Console(stderr=True)
+    name = TextColumn(
+        "{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)
+    )
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        name,
+        BarColumn(max(6, min(24, console.width - 68))),
         DownloadColumn(),
         TransferSpeedColumn(),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total or None)
+    with Progress(*columns, console=console, expand=True) as progress:
+        tasks: dict[str, TaskID] = {}
+        done: dict[str, int] = {}
+        overall = progress.add_task("total", total=total, visible=files > 1)
 
+        def report(event: Event) -> None:
+            if event.note:
+                progress.console.print(visible(event.note), markup=False, highlight=False)
+                return
+            if event.file not in tasks:
+                # What an earlier process fetched counts, but not into the speed.
+                label = visible(event.file.rpartition("/")[2])
+                tasks[event.file] = progress.add_task(label, total=event.total, completed=event.done)
+            done[event.file] = event.done
+            progress.update(tasks[event.file], completed=event.done)
+            progress.update(overall, completed=min(total, sum(done.values())))
 
-def _plain(title: str) -> Callable[[int, int], None]:
-    shown = 0
-
-    def update(done: int, total: int) -> None:
-        nonlocal shown
-        step = done * _PLAIN_STEPS // total if total else 0
-        if step > shown:
-            shown = step
-            say(f"{title}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-
-    return update
+        yield report

@@ -1,15 +1,52 @@
-"""A table in plain text, the same on a terminal, in a file and in a pipe."""
+"""A table in plain text. On a terminal a row stays a line: what is expendable is left out, the last column is cut."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Sequence
 
+from localllm.ui.render import visible
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> None:
-    """Columns as wide as their widest cell, two spaces apart; the columns in `right` are aligned there."""
-    table = [head, *rows]
-    widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+_LEAST = 20  # characters that a cut cell keeps
+_GAP = 2
+
+
+def print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), expendable: Sequence[int] = ()
+) -> None:
+    """Columns as wide as their widest cell, two spaces apart; the columns in `right` are aligned there.
+
+    `expendable` are columns that a narrow terminal goes without, the first one first.
+    """
+    table = [[visible(cell) for cell in row] for row in (head, *rows)]
+    columns = list(range(len(head)))
+    widths = [max(len(row[i]) for row in table) for i in columns]
+    if sys.stdout.isatty():
+        room = shutil.get_terminal_size().columns
+        for column in expendable:
+            if _least(columns, widths) <= room:
+                break
+            columns.remove(column)
+        last = columns[-1]
+        widths[last] = max(min(_LEAST, widths[last]), min(widths[last], room - _width(columns[:-1], widths)))
     for row in table:
-        cells = [c.rjust(w) if i in right else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        sys.stdout.write("  ".join(cells).rstrip() + "\n")
+        cells = [(_cut(row[i], widths[i]), widths[i], i in right) for i in columns]
+        line = (" " * _GAP).join(
+            cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in cells
+        )
+        sys.stdout.write(line.rstrip() + "\n")
+
+
+def _width(columns: Sequence[int], widths: Sequence[int]) -> int:
+    return sum(widths[i] + _GAP for i in columns)
+
+
+def _least(columns: Sequence[int], widths: Sequence[int]) -> int:
+    """How wide a line is with its last cell cut as far as it may be."""
+    return _width(columns[:-1], widths) + min(_LEAST, widths[columns[-1]])
+
+
+def _cut(cell: str, width: int) -> str:
+    """The end of a cell that is too long: a path's last part tells most."""
+    return cell if len(cell) <= width else "…" + cell[len(cell) - width + 1 :]

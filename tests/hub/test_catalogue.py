@@ -9,7 +9,7 @@ import pytest
 from localllm.errors import ModelNotFound
 from localllm.hub import catalogue
 from localllm.hub.catalogue import Entry, HubSource, WheelSource
-from localllm.hub.reference import CatalogueName
+from localllm.hub.reference import ModelName
 from localllm.settings import build
 from localllm.types import Sampling
 
@@ -49,13 +49,13 @@ def test_the_default() -> None:
     entry = catalogue.get(catalogue.DEFAULT_MODEL)
     assert entry.name == "smollm2:135m"
     assert [type(s) for s in entry.sources] == [HubSource, WheelSource]
-    assert catalogue.find(CatalogueName("smollm2")) == entry
+    assert catalogue.find(ModelName("smollm2")) == entry
 
 
 def test_a_name_that_comes_near() -> None:
     with pytest.raises(ModelNotFound) as caught:
-        catalogue.get(CatalogueName("smolm2", "135m"))
+        catalogue.get(ModelName("smolm2", "135m"))
     assert "smollm2:135m" in caught.value.hint
     with pytest.raises(ModelNotFound) as caught:
-        catalogue.get(CatalogueName("smollm2", "9b"))
+        catalogue.get(ModelName("smollm2", "9b"))
     assert "smollm2:135m" in caught.value.hint

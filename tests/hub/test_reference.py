@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 
 from localllm.errors import UsageError
-from localllm.hub.reference import CatalogueName, HubReference, LocalPath, looks_like_model, parse
+from localllm.hub.reference import HubReference, LocalPath, ModelName, looks_like_model, parse
 
 
 @pytest.mark.parametrize(
     ("text", "reference"),
     [
-        ("smollm2:135m", CatalogueName("smollm2", "135m")),
-        ("SmolLM2:135M", CatalogueName("smollm2", "135m")),
-        ("qwen3", CatalogueName("qwen3")),
+        ("smollm2:135m", ModelName("smollm2", "135m")),
+        ("SmolLM2:135M", ModelName("smollm2", "135m")),
+        ("qwen3", ModelName("qwen3")),
         ("owner/repo", HubReference("owner", "repo")),
         ("owner/Repo-GGUF:Q4_K_M", HubReference("owner", "Repo-GGUF", "Q4_K_M")),
         ("./a/b", LocalPath(Path("./a/b"))),
@@ -46,8 +46,8 @@ def test_hostile_names_are_refused(text: str, tmp_path: Path, monkeypatch: pytes
     except UsageError:
         return
     # What is taken can only be a path of the user's own or a plain name, never a way out of a folder.
-    assert isinstance(parsed, LocalPath | CatalogueName)
-    assert not isinstance(parsed, CatalogueName) or not {"/", ".."} & set(parsed.family)
+    assert isinstance(parsed, LocalPath | ModelName)
+    assert not isinstance(parsed, ModelName) or not {"/", ".."} & set(parsed.family)
 
 
 @pytest.mark.parametrize(
