@@ -1,0 +1,77 @@
+"""`localllm import`: a GGUF file, or a model that `export` packed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from localllm.commands._options import QuietOption
+from localllm.errors import BadModelFile, ModelNotFound, UsageError
+
+if TYPE_CHECKING:
+    from localllm.hub.local import Manifest
+    from localllm.ui.progress import Style
+
+
+def import_(
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A .gguf, a .tar made by export, or - for a tar on stdin.")
+    ],
+    name: Annotated[str, typer.Option("--name", help="The model's name here; by default its file's.")] = "",
+    copy: Annotated[bool, typer.Option("--copy", help="Copy a .gguf instead of using it in place.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the model that has the name.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Bring a model: a GGUF file, used in place or copied, or a tar that was exported on another machine.
+
+    Prints the name that `run` takes.
+    """
+    from localllm.ui.progress import say
+
+    style: Style = "quiet" if quiet else "auto"
+    path = Path(file).expanduser()
+    if file != "-" and not path.is_file():
+        raise ModelNotFound(f"no such file: {path}", "import takes a .gguf or a .tar; register takes folders")
+    if file == "-" or path.suffix.lower() == ".tar":
+        if copy:
+            raise UsageError("--copy is for a .gguf; a tar is always unpacked")
+        manifest, new = _from_tar(file, name, style, force=force)
+    else:
+        manifest, new = _from_file(path, name, style, copy=copy, force=force)
+    if not new and not quiet:
+        say(f"{manifest.name} is here already")
+    print(manifest.name)
+
+
+def _from_file(path: Path, name: str, style: Style, *, copy: bool, force: bool) -> tuple[Manifest, bool]:
+    from localllm.hub import keep
+    from localllm.hub.foreign import Foreign, in_folder
+    from localllm.ui.progress import download_progress
+
+    found = list(in_folder(path))
+    ours = [each for each in found if isinstance(each, Foreign)]
+    if not ours:
+        reasons = [each.reason for each in found if not isinstance(each, Foreign) and each.path == path]
+        raise BadModelFile(reasons[0] if reasons else f"{path} is no GGUF model, or not the first of its shards")
+    if not copy:
+        return keep.register(ours[0], name, force=force)
+    total = sum(f.size for f in ours[0].files)
+    with download_progress(len(ours[0].files), total, style, plain=False) as report:
+        return keep.copy(ours[0], name, report, force=force)
+
+
+def _from_tar(file: str, name: str, style: Style, *, force: bool) -> tuple[Manifest, bool]:
+    from localllm.hub import carry
+    from localllm.ui.progress import download_progress
+
+    if file == "-" and sys.stdin.isatty():
+        raise UsageError("there is no tar on standard input", "localllm import - < model.tar")
+    total = 0 if file == "-" else Path(file).expanduser().stat().st_size
+    with download_progress(1, total, style, plain=False) as report:
+        if file == "-":
+            return carry.import_tar(sys.stdin.buffer, name, report, force=force)
+        with Path(file).expanduser().open("rb") as opened:
+            return carry.import_tar(opened, name, report, force=force)

@@ -1,0 +1,174 @@
+"""Models that other programs, or the user, already hold: found where they lie, to be used in place.
+
+Ollama keeps `manifests/<host>/<namespace>/<model>/<tag>` (JSON, after the OCI image manifest) and `blobs/sha256-<hex>`;
+LM Studio keeps `publisher/repository/file.gguf`. What is found is believed only after a look: a digest must be one, a
+size the file's, and the file a sound GGUF.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localllm.errors import LocalLLMError, UsageError
+from localllm.formats.gguf import read_model
+from localllm.hub.files import RepoFile, quantization, variants
+from localllm.hub.local import ManifestFile
+from localllm.hub.reference import parse_name
+
+MAX_ENTRIES = 10_000
+MAX_MANIFEST = 1 << 20  # bytes
+_MODEL, _PROJECTOR = "application/vnd.ollama.image.model", "application/vnd.ollama.image.projector"
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """A model of somebody else's: the name it should get, its files (what is opened first), and where it is from."""
+
+    name: str
+    quant: str
+    files: tuple[ManifestFile, ...]
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Something that looks like a model and cannot be used, with the reason."""
+
+    path: Path
+    reason: str
+
+
+def ollama_folders() -> list[Path]:
+    """Where Ollama may keep its models; the first that exists counts."""
+    if named := os.environ.get("OLLAMA_MODELS"):
+        return [Path(named).expanduser()]
+    service = [Path(f"{base}/.ollama/models") for base in ("/usr/share/ollama", "/var/lib/ollama")]
+    return [Path("~/.ollama/models").expanduser(), *service]
+
+
+def lmstudio_folders() -> list[Path]:
+    """Where LM Studio may keep its models; the first that exists counts."""
+    pointer = Path("~/.lmstudio-home-pointer").expanduser()
+    try:
+        moved = [Path(pointer.read_text(encoding="utf-8").strip()) / "models"]
+    except (OSError, UnicodeDecodeError):
+        moved = []
+    return [*moved, *(Path(f"~/{name}/models").expanduser() for name in (".lmstudio", ".cache/lm-studio"))]
+
+
+def in_ollama(root: Path) -> Iterator[Foreign | Skipped]:
+    """The models below Ollama's folder."""
+    for path in _walk(root / "manifests"):
+        parts = path.relative_to(root / "manifests").parts
+        if len(parts) != 4:
+            continue
+        try:
+            yield _from_ollama(root, path, parts)
+        except LocalLLMError as error:
+            yield Skipped(path, str(error))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            yield Skipped(path, f"its manifest cannot be understood ({type(error).__name__})")
+
+
+def _from_ollama(root: Path, path: Path, parts: tuple[str, ...]) -> Foreign | Skipped:
+    _, namespace, model, tag = parts
+    if path.stat().st_size > MAX_MANIFEST:
+        return Skipped(path, "its manifest is larger than any")
+    layers = json.loads(path.read_text(encoding="utf-8"))["layers"]
+    weights = [layer for layer in layers if layer["mediaType"] == _MODEL]
+    if len(weights) != 1:
+        return Skipped(path, f"it has {len(weights)} layers of weights, and one is what can be used in place")
+    projectors = [layer for layer in layers if layer["mediaType"] == _PROJECTOR]
+    files = tuple(_blob(root, layer) for layer in (*weights, *projectors))
+    header = read_model(Path(files[0].path))
+    name = _name(model if namespace == "library" else f"{namespace}-{model}", tag)
+    quant = _FILE_TYPES.get(header.metadata.get("general.file_type", -1), quantization(tag))
+    return Foreign(name, quant, files, "Ollama")
+
+
+def _blob(root: Path, layer: dict[str, Any]) -> ManifestFile:
+    digest, size = layer["digest"], layer["size"]
+    if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
+        raise UsageError(f"its manifest names the digest {str(digest)[:80]!r}, which is none")
+    path = (root / "blobs" / digest.replace(":", "-")).absolute()
+    stat = path.stat()
+    if stat.st_size != size:
+        raise UsageError(f"{path} has {stat.st_size} bytes and its manifest says {size!r}")
+    return ManifestFile(str(path), stat.st_size, digest.removeprefix("sha256:"), stat.st_mtime_ns)
+
+
+def in_lmstudio(root: Path) -> Iterator[Foreign | Skipped]:
+    """The models below LM Studio's folder: named after their repositories."""
+    for folder in sorted({path.parent for path in _walk(root) if path.suffix.lower() == ".gguf"}):
+        yield from _in_folder(folder, "LM Studio", folder.name)
+
+
+def in_folder(root: Path) -> Iterator[Foreign | Skipped]:
+    """The models below a folder of the user's own, or the one that a file is: named after their files."""
+    if root.is_file():
+        yield from (f for f in _in_folder(root.parent, "", "") if not isinstance(f, Foreign) or _is(f, root))
+        return
+    for folder in sorted({path.parent for path in _walk(root) if path.suffix.lower() == ".gguf"}):
+        yield from _in_folder(folder, "", "")
+
+
+def _is(found: Foreign, path: Path) -> bool:
+    return found.files[0].path == str(path.absolute())
+
+
+def _in_folder(folder: Path, owner: str, repository: str) -> Iterator[Foreign | Skipped]:
+    sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
+    for variant in variants(RepoFile(name, size) for name, size in sizes.items()):
+        if variant.format != "gguf":
+            continue
+        path = folder / variant.path
+        projectors = [f for f in variant.companions if f.path.lower().endswith(".gguf")]
+        try:
+            read_model(path)
+            stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+            title = repository or re.sub(rf"[-._]{re.escape(variant.quant)}$", "", stem, flags=re.IGNORECASE)
+            name = _name(re.sub("-gguf$", "", title, flags=re.IGNORECASE), variant.quant)
+        except LocalLLMError as error:
+            yield Skipped(path, str(error))
+            continue
+        files = tuple(_in_place(folder / f.path) for f in (*variant.files, *projectors))
+        yield Foreign(name, variant.quant, files, owner)
+
+
+def _in_place(path: Path) -> ManifestFile:
+    stat = path.stat()
+    return ManifestFile(str(path.absolute()), stat.st_size, "", stat.st_mtime_ns)
+
+
+def _name(family: str, tag: str) -> str:
+    """A name in the shape that names have; raises UsageError where nothing of it is left."""
+    clean = [re.sub(r"[^a-z0-9_.-]+|\.\.+", "-", part.lower()).strip("-.") for part in (family, tag)]
+    return str(parse_name(":".join(part for part in clean if part)))
+
+
+def _walk(root: Path) -> Iterator[Path]:
+    """Files below a folder, sorted, without hidden ones, following no links to folders; MAX_ENTRIES at most."""
+    count = 0
+    for here, folders, names in os.walk(root, followlinks=False):
+        folders[:] = sorted(f for f in folders if not f.startswith("."))
+        for name in sorted(names):
+            count += 1
+            if count > MAX_ENTRIES:
+                raise UsageError(f"{root} has more than {MAX_ENTRIES:,} files", "name a folder of models")
+            if not name.startswith("."):
+                yield Path(here) / name
+
+
+# llama.cpp's file types (llama_ftype), for files whose name does not tell the quantization.
+_FILE_TYPES = {
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S", 12: "Q3_K_M",
+    13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS", 20: "IQ2_XS",
+    21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M", 28: "IQ2_S",
+    29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4",
+}  # fmt: skip
