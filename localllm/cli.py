@@ -11,11 +11,24 @@ import typer
 from typer.core import TyperGroup
 
 from localllm import __version__, errors
+from localllm.commands.alias import alias
 from localllm.commands.bench import bench
 from localllm.commands.chat import chat
 from localllm.commands.doctor import doctor
+from localllm.commands.export import export
+from localllm.commands.fit import fit
+from localllm.commands.import_ import import_
+from localllm.commands.list_ import list_
 from localllm.commands.models import models
+from localllm.commands.prune import prune
+from localllm.commands.pull import pull
+from localllm.commands.register import register
+from localllm.commands.rm import rm
 from localllm.commands.run import run
+from localllm.commands.search import search
+from localllm.commands.show import show
+from localllm.commands.update import update
+from localllm.commands.verify import verify
 
 MAX_LINE = 2000  # of an error, in characters: what the user wrote may be a whole book
 
@@ -24,7 +37,10 @@ class Group(TyperGroup):
     """Errors end here, whether the shell or a test runs the command."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **keywords: Any) -> Any:
-        words, debug = _take_debug(list(sys.argv[1:] if args is None else args))
+        words, debug = _take(list(sys.argv[1:] if args is None else args), "--debug")
+        words, offline = _take(words, "--offline")
+        if offline:
+            os.environ["LOCALLLM_OFFLINE"] = "1"
         try:
             code = super().main(words, *rest, **{**keywords, "standalone_mode": False})
             sys.stdout.flush()
@@ -60,10 +76,10 @@ def _reader_has_gone() -> int:
     return errors.BROKEN_PIPE
 
 
-def _take_debug(words: list[str]) -> tuple[list[str], bool]:
-    """`--debug` stands wherever the user puts it, up to a `--`."""
+def _take(words: list[str], flag: str) -> tuple[list[str], bool]:
+    """`--debug` and `--offline` stand wherever the user puts them, up to a `--`."""
     end = words.index("--") if "--" in words else len(words)
-    rest = [word for index, word in enumerate(words) if word != "--debug" or index > end]
+    rest = [word for index, word in enumerate(words) if word != flag or index > end]
     return rest, len(rest) < len(words)
 
 
@@ -97,6 +113,7 @@ app = typer.Typer(
 def root(
     context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Open no connection, with any command.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Run quantized language models on your own machine.
@@ -109,8 +126,13 @@ def root(
         print(context.get_help())
 
 
-for command in (run, chat, models, bench, doctor):
-    app.command()(command)
+for panel, commands in {
+    "Use": (run, chat),
+    "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
+    "Machine": (bench, doctor),
+}.items():
+    for command in commands:
+        app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
 
 
 def main() -> None:

@@ -135,7 +135,7 @@ def test_a_pipe_gets_the_bytes_and_a_terminal_what_is_visible(tmp_path: Path) ->
         (("run", "Hi", "--gpu-layers", "some"), 2, r"--gpu-layers 'some' is not auto, all or a number"),
         (("run", "Hi", "--engine", "steam"), 2, r"--engine steam: the engines are llama\.cpp, fake"),
         (("run", "Hi", "-c", "8"), 1, r"the prompt is \d+ tokens long and the context holds 8 \(--context \d+ would"),
-        (("run", "Hi", "-c", "16000000"), 1, r"needs .* GiB for weights and .* GiB for the context; .* are free \(try"),
+        (("run", "Hi", "-c", "16000000"), 1, r"needs .* GiB for weights and .* for a context of 16000000; .* are free \(--context \d+ would fit"),
         (("run", "Hi", "--cache-type-v", "q4_0", "--flash-attention", "off"), 1, r"q4_0 needs flash attention"),
         (("chat",), 2, r"the chat needs a terminal \(`localllm run`"),
         (("bench", "-p", "x"), 2, r"'x' is not a list of whole numbers"),
@@ -260,7 +260,7 @@ def test_a_model_that_is_not_here_is_not_fetched_unasked() -> None:
     first, last = done.stderr.splitlines()
     assert first.startswith(f"{other.title} ({other.name}) is not here yet: ")
     assert f"licence {other.licence}" in first
-    assert last == f"localllm: {other.name} is not on this machine (--yes fetches it)"
+    assert last == f"localllm: {other.name} is not on this machine (--yes fetches it, and so does localllm pull)"
 
 
 def test_the_default_model_comes_by_itself_but_not_offline(tmp_path: Path) -> None:

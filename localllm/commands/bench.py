@@ -36,7 +36,7 @@ def bench(
     from localllm.commands._model import resolve
     from localllm.engines import native
     from localllm.engines.llama_cpp import load
-    from localllm.formats.gguf import read_header
+    from localllm.formats.gguf import read_model
     from localllm.jobs.bench import BenchResult
     from localllm.jobs.bench import bench as run_bench
     from localllm.settings import build, load_settings
@@ -45,7 +45,7 @@ def bench(
     settings = load_settings()
     options = build(EngineOptions, settings.given, given)
     path = resolve(model or name or settings.model, yes=yes).path
-    opened = load(read_header(path), options)
+    opened = load(read_model(path), options)
     try:
         description = opened.describe()
         backends = ",".join(dict.fromkeys(_backend(d.name) for d in native.devices()))

@@ -1,0 +1,73 @@
+"""`localllm update`: is there something newer on the Hub?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from localllm.commands._options import JsonOption
+from localllm.errors import LocalLLMError, ModelNotFound
+
+if TYPE_CHECKING:
+    from localllm.hub.store import Installed
+
+
+def update(
+    references: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Argument(metavar="MODEL...", help="What to ask about; everything from the Hub without it."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the Hub whether the models that came from it have changed; `pull` fetches what has."""
+    import json
+
+    from localllm.hub import store
+    from localllm.hub.reference import parse
+    from localllm.ui.progress import say
+    from localllm.ui.table import print_table
+
+    models = [store.find(parse(text)) for text in references] if references else store.everything()
+    for text, model in zip(references or (), models, strict=False):
+        if model is None:
+            raise ModelNotFound(f"{text} is not on this machine", "localllm list shows what is")
+    rows = [(m.name, *_state(m)) for m in models if m is not None and m.place == "hub"]
+    if as_json:
+        print(json.dumps([{"name": n, "state": s, "detail": d} for n, s, d in rows], indent=1, ensure_ascii=False))
+    elif rows:
+        print_table(("name", "state", "detail"), rows)
+    else:
+        say("none of these models came from the Hub")
+    if any(state == "unknown" for _, state, _ in rows):
+        raise LocalLLMError("not every model could be asked about", "the last column says why")
+
+
+def _state(model: Installed) -> tuple[str, str]:
+    """`current`, `newer`, `gone` or `unknown`, and what follows from it."""
+    from localllm.hub import remote
+    from localllm.hub.cache import CachedRepository
+    from localllm.hub.store import hub_cache
+    from localllm.ui.units import size
+
+    home = CachedRepository(hub_cache(), model.repository)
+    names = next((s.names for s in home.snapshots(model.revision)), ())
+    if not names:
+        return "pinned", f"it is commit {model.revision[:7]}, which does not change"
+    branch = "main" if "main" in names else names[0]
+    try:
+        listing = remote.listing(model.repository, branch)
+    except ModelNotFound as error:
+        return "gone", f"{error}; the files here stay"
+    except LocalLLMError as error:
+        return "unknown", str(error)
+    there = {file.path: file for file in listing.files}
+    changed = 0
+    for file in model.files:
+        now = there.get(file.path.relative_to(model.folder).as_posix())
+        if now is None:
+            return "gone", f"{file.path.name} is not in {branch} any more; the files here stay"
+        changed += now.size if now.etag != file.checksum else 0
+    if changed:
+        return "newer", f"{size(changed)} at {listing.commit[:7]}: localllm pull {model.name}"
+    return "current", f"{branch} is {listing.commit[:7]}"
