@@ -47,7 +47,7 @@ class ModelNotFound(LocalLLMError):
 
 
 class DownloadError(LocalLLMError):
-    hint = "try again; what was fetched in part was removed"
+    hint = "try again: it goes on where it stopped"
 
 
 class Unreachable(DownloadError):

@@ -82,10 +82,17 @@ def make_plan(reference: HubReference, style: Style = "auto") -> Plan:
     from localllm.ui.progress import say
 
     notify = (lambda _: None) if style == "quiet" else say
-    plan = pull.plan(reference, lambda listing, found: preview.choose(listing, found, notify), notify)
+    plan = pull.plan(reference, lambda listing, found: preview.choose(listing, found, gpu_free(), notify), notify)
     if plan.reason and style == "auto":
         say(f"{reference.repository}: {plan.reason}")
     return plan
+
+
+def gpu_free() -> int:
+    """Bytes that are free on all GPUs together."""
+    from localllm.engines import native
+
+    return sum(d.memory_free for d in native.devices() if d.kind in ("gpu", "igpu"))
 
 
 def plan_of(reference: Reference) -> Plan:

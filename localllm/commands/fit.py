@@ -32,7 +32,7 @@ def fit(
     import json
 
     from localllm import hardware
-    from localllm.engines import native
+    from localllm.commands._model import gpu_free
     from localllm.formats.gguf import TYPE_IDS
 
     for flag, name in (("--cache-type-k", type_k), ("--cache-type-v", type_v)):
@@ -42,7 +42,7 @@ def fit(
             raise UsageError(f"{flag} {name} is no type", "f16, q8_0, q5_1, q5_0, q4_1 or q4_0")
     title, candidates = _candidates(reference)
     memory, bandwidth = hardware.memory(), hardware.memory_bandwidth()
-    gpu = sum(d.memory_free for d in native.devices() if d.kind in ("gpu", "igpu"))
+    gpu = gpu_free()
     rows = [
         _row(candidate, tokens, (type_k, type_v), memory, gpu, bandwidth)
         for candidate in candidates

@@ -81,7 +81,7 @@ def _from_catalogue(name: ModelName, style: Style, *, dry_run: bool) -> Path | N
 
 
 def _from_hub(reference: HubReference, style: Style, *, dry_run: bool) -> Path | None:
-    from localllm.commands._model import describe_plan, fetch_plan, make_plan
+    from localllm.commands._model import describe_plan, fetch_plan, gpu_free, make_plan
     from localllm.hub import preview, store
     from localllm.hub.remote import offline
     from localllm.ui.progress import say
@@ -96,6 +96,6 @@ def _from_hub(reference: HubReference, style: Style, *, dry_run: bool) -> Path |
         say(f"{reference.repository} at {plan.listing.commit[:7]}: {describe_plan(plan)}")
         if missing < plan.size:
             say(f"{size(plan.size - missing)} of it are here already" if missing else "all of it is here already")
-    if missing and style != "quiet" and (warning := preview.warning(plan.listing, plan.variant)):
+    if missing and style != "quiet" and (warning := preview.warning(plan.listing, plan.variant, gpu_free())):
         say(f"localllm: {warning}")
     return None if dry_run else fetch_plan(plan, style if missing or style == "json" else "quiet")

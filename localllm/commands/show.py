@@ -34,8 +34,6 @@ def show(
 
     parsed = store.dereference(parse(reference))
     model = store.find(parsed)
-    if model is not None and model.format != "gguf":
-        raise BadModelFile(f"{model.name} is in {model.format}, and show knows GGUF so far", f"see {model.folder}")
     header, place = _header(parsed) if model is None else (_read(model), _place(model))
     if template:
         own = header.metadata.get("tokenizer.chat_template")
@@ -52,7 +50,46 @@ def show(
 def _read(model: Installed) -> Header:
     from localllm.formats.gguf import read_model
 
-    return read_model(model.path)
+    return read_model(model.path) if model.format == "gguf" else _of_checkpoint(model)
+
+
+def _of_checkpoint(model: Installed) -> Header:
+    """A checkpoint's configuration and tensors, told in the words of a GGUF's header; of ONNX the configuration."""
+    from localllm.formats import gguf, safetensors
+
+    config = _json_beside(model, "config.json")
+    architecture = str(config.get("model_type", "unknown"))
+    metadata: dict[str, Any] = {f"config.{key}": value for key, value in config.items()}
+    names = {"context_length": "max_position_embeddings", "block_count": "num_hidden_layers"}
+    names |= {"embedding_length": "hidden_size"}
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    metadata |= {f"{architecture}.{ours}": text.get(theirs, 0) for ours, theirs in names.items()}
+    metadata["general.architecture"] = architecture
+    if (template := _template_beside(model)) is not None:
+        metadata["tokenizer.chat_template"] = template
+    rows = [t for f in model.files if model.format == "safetensors" for t in safetensors.read_header(f.path).tensors]
+    tensors = tuple(gguf.Tensor(t.name, t.shape[::-1], t.dtype, t.offset, t.size) for t in rows)
+    return gguf.Header(model.path, model.size, metadata, tensors)
+
+
+def _template_beside(model: Installed) -> str | None:
+    for file in model.companions:
+        if file.path.name == "chat_template.jinja":
+            return file.path.read_text(encoding="utf-8", errors="replace")
+    template = _json_beside(model, "tokenizer_config.json").get("chat_template")
+    return template if isinstance(template, str) else None
+
+
+def _json_beside(model: Installed, name: str) -> dict[str, Any]:
+    """An object in a file that came with a model; {} where there is none, or none that can be read."""
+    import json
+
+    path = next((f.path for f in model.companions if f.path.name == name), None)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8")) if path else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _place(model: Installed) -> dict[str, Any]:
@@ -154,11 +191,12 @@ def _print(summary: dict[str, Any], header: Header, *, tensors: bool) -> None:
         "title": summary["title"],
         "architecture": summary["architecture"],
         "parameters": count(summary["parameters"]),
-        "context": f"{summary['context']:,} tokens",
+        "context": f"{summary['context']} tokens",
         "layers": f"{summary['layers']} of width {summary['embedding']}",
-        "size": f"{size(summary['size'])}, {summary['bits_per_weight']} bits per weight",
+        "size": f"{size(summary['size'])}, {summary['bits_per_weight'] or '?'} bits per weight",
         "types": types,
-        "tokenizer": f"{summary['tokenizer']} ({summary['pre_tokenizer']}), {summary['vocabulary']:,} tokens",
+        "tokenizer": f"{summary['tokenizer']} ({summary['pre_tokenizer']}), {summary['vocabulary']:,} tokens"
+        * bool(summary["vocabulary"]),
         "template": "its own; --template shows it" if summary["template"] else "none",
         "licence": summary["licence"] or "not stated",
         "source": f"{summary['source']} {summary['revision']}".strip(),

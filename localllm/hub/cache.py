@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -125,6 +126,26 @@ class CachedRepository:
     def _references(self) -> dict[str, str]:
         root = self.folder / "refs"
         return {p.relative_to(root).as_posix(): _read(p) for p in root.rglob("*") if p.is_file()}
+
+
+@contextmanager
+def claim(lock: Path | None) -> Iterator[bool]:
+    """Hold a blob's lock for a moment; False where another process does."""
+    from filelock import FileLock, Timeout
+
+    if lock is None or not lock.exists():
+        yield True
+        return
+    held = FileLock(lock, timeout=0)
+    try:
+        held.acquire()
+    except Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        held.release()
 
 
 def repositories(cache: Path) -> list[CachedRepository]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from localllm import fit, hardware
-from localllm.errors import BadModelFile, DownloadError, ModelNotFound
+from localllm.errors import BadModelFile, DownloadError, ModelNotFound, OutOfMemory
 from localllm.formats import gguf
 from localllm.formats.gguf import Header
 from localllm.hub.cache import CachedRepository
@@ -82,7 +82,9 @@ def of_checkpoint(config: Any, size: int) -> list[Candidate]:
     ]
 
 
-def choose(listing: Listing, variants: list[Variant], notify: Notify = lambda _: None) -> tuple[Variant, str]:
+def choose(
+    listing: Listing, variants: list[Variant], gpu_free: int = 0, notify: Notify = lambda _: None
+) -> tuple[Variant, str]:
     """The one that is here already, else the best that this machine can hold; and the rule in words."""
     here = {
         m.path.relative_to(m.folder).as_posix() for m in hub_models(CachedRepository(hub_cache(), listing.repository))
@@ -95,12 +97,15 @@ def choose(listing: Listing, variants: list[Variant], notify: Notify = lambda _:
     # A share of all there is, not of what happens to be free: the choice is the same tomorrow.
     total = hardware.memory().total
     budget = hardware.Memory(total, int(total * SHARE))
-    fits = {
-        c.path: fit.verdict(c.need(min(c.trained, fit.DEFAULT_CONTEXT), "f16", "f16"), budget) is fit.Verdict.FITS
-        for c in of_listing(listing, variants, notify)
-    }
+
+    def fits_here(candidate: Candidate) -> bool:
+        need = candidate.need(min(candidate.trained, fit.DEFAULT_CONTEXT), "f16", "f16")
+        return fit.verdict(need, budget, fit.layers_on_gpu(need, gpu_free)) is fit.Verdict.FITS
+
+    fits = {c.path: fits_here(c) for c in of_listing(listing, variants, notify)}
     variant, found = best(variants, lambda v: fits.get(v.path, False))
-    rule = f"{SHARE:.0%} of this machine's {total / 1e9:.1f} GB with a context of {fit.DEFAULT_CONTEXT}"
+    gpu = f" and {gpu_free / 1e9:.1f} GB free on the GPU" if gpu_free else ""
+    rule = f"{SHARE:.0%} of this machine's {total / 1e9:.1f} GB{gpu} with a context of {fit.DEFAULT_CONTEXT}"
     if not found:
         return variant, f"{_title(variant)}, the smallest of {len(variants)}: none fits into {rule}"
     return variant, f"{_title(variant)}, the best of {len(variants)} up to Q8_0 that fits into {rule}"
@@ -110,24 +115,20 @@ def _title(variant: Variant) -> str:
     return variant.quant or variant.path
 
 
-def warning(listing: Listing, variant: Variant, notify: Notify = lambda _: None) -> str:
-    """Why `run` would refuse a GGUF of this repository here, by the same numbers, or ""."""
+def warning(listing: Listing, variant: Variant, gpu_free: int, notify: Notify = lambda _: None) -> str:
+    """Why `run` would refuse a GGUF of this repository here, by the same numbers, with the way out; or ""."""
     if variant.format != "gguf":
         return ""
-    memory = hardware.memory()
     try:
         (candidate,) = of_listing(listing, [variant], notify)
-    except BadModelFile as error:
-        return str(error)
+        context = min(candidate.trained, fit.DEFAULT_CONTEXT)
+        on_gpu = fit.layers_on_gpu(candidate.need(context, "f16", "f16"), gpu_free)
+        fit.require_memory(variant.path, candidate.need, context, ("f16", "f16"), on_gpu, hardware.memory())
     except DownloadError:
         return ""  # the download itself will tell
-    need = candidate.need(min(candidate.trained, fit.DEFAULT_CONTEXT), "f16", "f16")
-    if fit.verdict(need, memory) is not fit.Verdict.NO:
-        return ""
-    return (
-        f"{variant.path} will not run here: it needs {need.total / 1e9:.1f} GB, and {memory.available / 1e9:.1f} GB of "
-        f"{memory.total / 1e9:.1f} GB are free; `localllm fit {listing.repository}` shows what would"
-    )
+    except (BadModelFile, OutOfMemory) as error:
+        return f"this will not run here: {error} ({error.hint})"
+    return ""
 
 
 def fits_by_size(size: int, memory: hardware.Memory) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from localllm.errors import ChecksumMismatch, DownloadError, ModelNotFound
 from localllm.hub import files, remote, store
-from localllm.hub.cache import CachedRepository
+from localllm.hub.cache import CachedRepository, claim
 from localllm.hub.catalogue import Entry, HubSource, Source
 from localllm.hub.download import DISK_RESERVE, Cancelled, Download, Event, Report, disk_error
 from localllm.hub.files import RepoFile, Variant
@@ -150,8 +150,11 @@ def _tidy(home: CachedRepository, listing: Listing) -> None:
     """Remove partial files of blobs that the repository no longer has: nothing could ever complete them."""
     known = {file.etag for file in listing.files}
     for partial in home.partials():
-        if partial.name.partition(".")[0] not in known:
-            partial.unlink(missing_ok=True)
+        etag = partial.name.partition(".")[0]
+        if etag not in known:
+            with claim(home.lock(etag)) as free:
+                if free:  # nobody is fetching it, for an older revision
+                    partial.unlink(missing_ok=True)
 
 
 class _Workers:

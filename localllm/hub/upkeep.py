@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from localllm.errors import LocalLLMError
 from localllm.hub import store
-from localllm.hub.cache import CachedRepository, repositories
+from localllm.hub.cache import CachedRepository, claim, repositories
 from localllm.hub.download import BLOCK, Event, Report
 from localllm.hub.keep import leftovers
 from localllm.hub.local import MANIFEST
@@ -127,7 +126,7 @@ def _sweep(home: CachedRepository) -> None:
 
 
 def _remove_blob(home: CachedRepository, blob: Path) -> None:
-    with _claim(home.lock(blob.name)) as free:
+    with claim(home.lock(blob.name)) as free:
         if not free:
             return  # another process has fetched it this moment, and is about to name it
         if blob.is_symlink():
@@ -174,7 +173,7 @@ def waste() -> list[Waste]:
     found += [Waste(path, "interrupted import", sum(_size(p) for p in path.rglob("*"))) for path in leftovers()]
     free = []
     for item in found:
-        with _claim(item.lock) as claimed:
+        with claim(item.lock) as claimed:
             if claimed:
                 free.append(item)
     return free
@@ -183,7 +182,7 @@ def waste() -> list[Waste]:
 def remove_waste(items: list[Waste]) -> None:
     """Remove what `waste` found, but for what another process has taken up since."""
     for item in items:
-        with _claim(item.lock) as claimed:
+        with claim(item.lock) as claimed:
             if not claimed:
                 continue
             if item.path.is_dir() and not item.path.is_symlink():
@@ -193,26 +192,6 @@ def remove_waste(items: list[Waste]) -> None:
     for home in repositories(store.hub_cache()):
         if not home.partials() and not any(snapshot.files for snapshot in home.snapshots()):
             _sweep(home)
-
-
-@contextmanager
-def _claim(lock: Path | None) -> Iterator[bool]:
-    """Hold a blob's lock for a moment; False where another process does."""
-    from filelock import FileLock, Timeout
-
-    if lock is None or not lock.exists():
-        yield True
-        return
-    held = FileLock(lock, timeout=0)
-    try:
-        held.acquire()
-    except Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        held.release()
 
 
 def _size(path: Path) -> int:

@@ -137,10 +137,8 @@ def test_what_cannot_run_here_is_warned_of(tmp_path: Path, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q8_0.gguf": gguf(metadata), "m-Q4_0.gguf": gguf(metadata)})
     done = pull(hub, tmp_path, "owner/repo:Q8_0")
     assert done.returncode == 0
-    assert (
-        "localllm: m-Q8_0.gguf will not run here: it needs 138.0 GB" in done.stderr
-    )  # nearly all of them for the KV cache
-    assert "`localllm fit owner/repo` shows what would" in done.stderr
+    assert "localllm: this will not run here: m-Q8_0.gguf needs 0.0 GiB for weights and 128." in done.stderr
+    assert re.search(r"\(--context \d+ would fit\)", done.stderr)
     # `run` refuses by the same numbers, and names the option that would make it fit.
     refused = localllm("run", "-m", "owner/repo:Q8_0", "Hi", **environment(hub, tmp_path))
     assert refused.returncode == 1

@@ -321,3 +321,28 @@ def test_a_long_listing_guesses_first_and_reads_later(hub: Hub, tmp_path: Path, 
     assert {row["parameters"] for row in json.loads(here("list", "--json").stdout)} == {134_515_008}
     column = [line.split()[4] + line.split()[5] for line in here("list").stdout.splitlines()[1:]]
     assert set(column) == {"135M"}
+
+
+def test_show_of_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
+    config = {"model_type": "llama", "max_position_embeddings": 2048, "num_hidden_layers": 2, "hidden_size": 8}
+    header = json.dumps({"a.weight": {"dtype": "BF16", "shape": [4, 8], "data_offsets": [0, 64]}}).encode()
+    weights = len(header).to_bytes(8, "little") + header + bytes(64)
+    files = {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors": weights,
+        "chat_template.jinja": b"{{ x }}",
+    }
+    hub.add("owner/checkpoint", files)
+    here = Here(hub, tmp_path)
+    assert here("pull", "-q", "owner/checkpoint").returncode == 0
+    data = json.loads(here("show", "owner/checkpoint", "--json").stdout)
+    assert (data["architecture"], data["parameters"], data["context"], data["layers"]) == ("llama", 32, 2048, 2)
+    assert data["types"] == {"BF16": {"tensors": 1, "bytes": 64}}
+    assert here("show", "owner/checkpoint", "--template").stdout == "{{ x }}\n"
+    assert here("show", "owner/checkpoint").stdout.splitlines()[1].split() == ["architecture", "llama"]
+    row = json.loads(here("list", "--json").stdout)[0]
+    assert (row["format"], row["engine"], row["parameters"]) == ("safetensors", "-", 32)
+    (tmp_path / "hub/models--owner--checkpoint/snapshots").joinpath(data["revision"], "config.json").unlink()
+    broken = here("show", "owner/checkpoint")
+    assert broken.returncode == 1
+    assert len(broken.stderr.splitlines()) == 1
