@@ -73,6 +73,11 @@ def _show(aliases: dict[str, str], *, as_json: bool) -> None:
 
         print(json.dumps(aliases, indent=1, ensure_ascii=False))
         return
+    if not aliases:
+        from localllm.ui.progress import say
+
+        say("there is no alias yet; localllm alias NAME MODEL gives one")
+        return
     from localllm.ui.table import print_table
 
     print_table(("name", "model"), sorted(aliases.items()))

@@ -54,7 +54,7 @@ def _from_file(path: Path, name: str, style: Style, *, copy: bool, force: bool) 
     found = list(in_folder(path))
     ours = [each for each in found if isinstance(each, Foreign)]
     if not ours:
-        reasons = [each.reason for each in found if not isinstance(each, Foreign) and each.path == path]
+        reasons = [each.reason for each in found if not isinstance(each, Foreign)]
         raise BadModelFile(reasons[0] if reasons else f"{path} is no GGUF model, or not the first of its shards")
     if not copy:
         return keep.register(ours[0], name, force=force)

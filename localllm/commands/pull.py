@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from localllm.commands._options import EventsOption, QuietOption, ReferencesArgument
-from localllm.errors import DownloadError, LocalLLMError, UsageError
-from localllm.hub.reference import HubReference, LocalPath, ModelName
+from localllm.errors import DownloadError, LocalLLMError, Unreachable, UsageError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from localllm.hub.reference import HubReference, ModelName
     from localllm.ui.progress import Style
 
 
@@ -48,7 +48,7 @@ def pull(
 
 def _pull(text: str, style: Style, *, dry_run: bool) -> None:
     from localllm.hub import store
-    from localllm.hub.reference import parse
+    from localllm.hub.reference import HubReference, LocalPath, parse
     from localllm.ui.progress import emit
 
     reference = store.dereference(parse(text))
@@ -90,7 +90,13 @@ def _from_hub(reference: HubReference, style: Style, *, dry_run: bool) -> Path |
     # Only the Hub knows what a branch means now; where it must not be asked, what is here is what there is.
     if offline() and (path := store.locate(reference)) is not None:
         return path
-    plan = make_plan(reference, style)
+    try:
+        plan = make_plan(reference, style)
+    except Unreachable as error:
+        if (path := store.locate(reference)) is None:
+            raise
+        say(f"localllm: {error}; what is here may not be the newest")
+        return path
     missing = plan.missing()
     if style == "auto":
         say(f"{reference.repository} at {plan.listing.commit[:7]}: {describe_plan(plan)}")

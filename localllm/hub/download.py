@@ -81,7 +81,11 @@ class Download:
         path = self.home.partial(self.file.etag)
         path.parent.mkdir(parents=True, exist_ok=True)
         # What an earlier process left may have been damaged since, by a power cut for one: then once more from nothing.
-        digest = self._resume(path) or self._resume(path)
+        try:
+            digest = self._resume(path) or self._resume(path)
+        finally:
+            if path.exists() and not path.stat().st_size:
+                path.unlink()
         if digest != self.file.etag:
             path.unlink(missing_ok=True)
             raise ChecksumMismatch(

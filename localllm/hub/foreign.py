@@ -112,20 +112,17 @@ def in_lmstudio(root: Path) -> Iterator[Foreign | Skipped]:
 def in_folder(root: Path) -> Iterator[Foreign | Skipped]:
     """The models below a folder of the user's own, or the one that a file is: named after their files."""
     if root.is_file():
-        yield from (f for f in _in_folder(root.parent, "", "") if not isinstance(f, Foreign) or _is(f, root))
+        yield from _in_folder(root.parent, "", "", root.name)
         return
     for folder in sorted({path.parent for path in _walk(root) if path.suffix.lower() == ".gguf"}):
         yield from _in_folder(folder, "", "")
 
 
-def _is(found: Foreign, path: Path) -> bool:
-    return found.files[0].path == str(path.absolute())
-
-
-def _in_folder(folder: Path, owner: str, repository: str) -> Iterator[Foreign | Skipped]:
+def _in_folder(folder: Path, owner: str, repository: str, only: str = "") -> Iterator[Foreign | Skipped]:
+    """The models in one folder; where `only` is given, the one that begins with that file."""
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
     for variant in variants(RepoFile(name, size) for name, size in sizes.items()):
-        if variant.format != "gguf":
+        if variant.format != "gguf" or (only and variant.path != only):
             continue
         path = folder / variant.path
         projectors = [f for f in variant.companions if f.path.lower().endswith(".gguf")]

@@ -1,6 +1,6 @@
 """What `fit` estimates against what llama.cpp allocates, for real files and for random models of every family.
 
-    python tests/benchmarks/measure_fit.py [GGUF...]
+python tests/benchmarks/measure_fit.py [GGUF...]
 """
 
 from __future__ import annotations

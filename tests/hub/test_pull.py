@@ -342,6 +342,7 @@ def test_without_the_right_token_the_page_to_visit_is_named(tmp_path: Path, hub:
     if "\x01" not in token:
         last = done.stderr.splitlines()[-1]
         assert f"{hub.url}/owner/repo" in last
+        assert tree(tmp_path / "hub") == {}
         assert "hf auth login" in last
 
 
@@ -354,6 +355,16 @@ def test_a_redirect_to_another_host_never_brings_the_token(tmp_path: Path, hub: 
         pull(hub, tmp_path, "owner/repo:Q4_0", HF_TOKEN=TOKEN)
         assert other.requests
         assert not [r for r in other.requests if TOKEN in json.dumps(r.headers) + r.path]
+
+
+def test_without_a_network_what_is_here_will_do(tmp_path: Path, hub: Hub) -> None:
+    commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
+    assert pull(hub, tmp_path, "owner/repo:Q4_0").returncode == 0
+    done = pull(None, tmp_path, "owner/repo:Q4_0")
+    assert (done.returncode, done.stdout) == (0, f"{snapshot(tmp_path, commit)}/m-Q4_0.gguf\n")
+    assert "the Hugging Face Hub cannot be reached" in done.stderr
+    assert "what is here may not be the newest" in done.stderr
+    assert pull(None, tmp_path, "owner/repo:Q8_0").returncode == 1
 
 
 # What is shown
@@ -389,7 +400,7 @@ def test_a_line_a_file_and_a_total_on_a_terminal(tmp_path: Path, hub: Hub, colum
     hub.add("owner/repo", shards)
     hub.rate = 4_000_000
     with Terminal("pull", "owner/repo:Q8_0", columns=columns, **environment(hub, tmp_path)) as terminal:
-        text = terminal.wait(lambda t: "B/s" in t and "total" in t)
+        text = terminal.wait(lambda t: "B/s" in t and "total" in t and "\na-rather" in t)
         bars = [line for line in text.splitlines() if "B/s" in line or "━" in line]
         assert 2 <= len(bars) <= 3
         assert all(len(line) <= columns for line in bars)
