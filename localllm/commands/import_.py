@@ -56,10 +56,10 @@ def _from_file(path: Path, name: str, style: Style, *, copy: bool, force: bool) 
     if not ours:
         reasons = [each.reason for each in found if not isinstance(each, Foreign)]
         raise BadModelFile(reasons[0] if reasons else f"{path} is no GGUF model, or not the first of its shards")
-    if not copy:
-        return keep.register(ours[0], name, force=force)
     total = sum(f.size for f in ours[0].files)
     with download_progress(len(ours[0].files), total, style, plain=False) as report:
+        if not copy:
+            return keep.register(keep.with_sums(ours[0], report), name, force=force)
         return keep.copy(ours[0], name, report, force=force)
 
 

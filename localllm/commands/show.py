@@ -110,16 +110,12 @@ def _place(model: Installed) -> dict[str, Any]:
 def _header(reference: Reference) -> tuple[Header, dict[str, Any]]:
     """The header of a model that is not here, from the Hub."""
     from localllm.commands._model import plan_of
-    from localllm.formats.gguf import merged, read_remote_header
-    from localllm.hub.remote import RemoteBytes
+    from localllm.hub import preview
 
     plan = plan_of(reference)
     if plan.variant.format != "gguf":
         raise BadModelFile(f"{reference} is in {plan.variant.format}, and show knows GGUF so far")
     listing = plan.listing
-    headers = [
-        read_remote_header(RemoteBytes(listing.repository, listing.commit, f), f.path) for f in plan.variant.files
-    ]
     place = {
         "name": str(reference),
         "path": "(not here)",
@@ -129,7 +125,7 @@ def _header(reference: Reference) -> tuple[Header, dict[str, Any]]:
         "revision": listing.commit,
         "how": "on the Hub",
     }
-    return merged(headers), place
+    return preview.remote_header(listing, plan.variant), place
 
 
 def _summary(header: Header, place: dict[str, Any]) -> dict[str, Any]:

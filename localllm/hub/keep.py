@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from localllm.errors import DownloadError, UsageError
@@ -30,6 +31,20 @@ def register(found: Foreign, name: str = "", *, force: bool = False) -> tuple[Ma
     manifest = Manifest(chosen, "gguf", found.files, found.quant, found.files[0].path, "", how)
     local.write_manifest(local.folder_of(store.models_directory(), chosen), manifest)
     return manifest, True
+
+
+def with_sums(found: Foreign, report: Report) -> Foreign:
+    """The same model with the sha256 of every file of which it is not known yet, so that `verify` can compare."""
+    files = []
+    for file in found.files:
+        digest, done = hashlib.sha256(), 0
+        with Path(file.path).open("rb") as opened:
+            while not file.sha256 and (block := opened.read(BLOCK)):
+                digest.update(block)
+                done += len(block)
+                report(Event(Path(file.path).name, done, file.size))
+        files.append(replace(file, sha256=file.sha256 or digest.hexdigest()))
+    return replace(found, files=tuple(files))
 
 
 def copy(found: Foreign, name: str, report: Report, *, force: bool = False) -> tuple[Manifest, bool]:
@@ -120,7 +135,7 @@ def _choose_name(wanted: str, found: Foreign, name: str, *, force: bool) -> tupl
     if name:
         chosen = str(parse_name(name))
         manifest = taken(chosen, force=force)
-        if manifest is None or manifest.files == found.files:
+        if manifest is None or _same(manifest, found):
             return chosen, manifest
         raise UsageError(f"{chosen} is another model's name already", "choose another --name, or --force to replace it")
     family, _, tag = wanted.partition(":")
@@ -130,9 +145,15 @@ def _choose_name(wanted: str, found: Foreign, name: str, *, force: bool) -> tupl
         more = "" if number == 1 else f"-{number}"
         chosen = str(parse_name(f"{base}{more}" + (f":{tag}" if tag else "")))
         manifest = local.read_manifest(local.folder_of(store.models_directory(), chosen))
-        if manifest is None or manifest.files == found.files:
+        if manifest is None or _same(manifest, found):
             return chosen, manifest
     raise UsageError(f"there are too many models named like {wanted}", "--name NAME gives it another")
+
+
+def _same(manifest: Manifest, found: Foreign) -> bool:
+    """Whether a manifest is of these very files, unchanged since."""
+    mine, theirs = ([(f.path, f.size, f.modified) for f in files] for files in (manifest.files, found.files))
+    return mine == theirs
 
 
 def taken(name: str, *, force: bool) -> Manifest | None:

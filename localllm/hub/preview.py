@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -139,11 +140,7 @@ def fits_by_size(size: int, memory: hardware.Memory) -> bool:
 def _of_ggufs(listing: Listing, ggufs: list[Variant], notify: Notify) -> list[Candidate]:
     # Whichever is read, the others differ in nothing but the size of their tensors: the fewest shards make it easiest.
     sample = min(ggufs, key=lambda v: (len(v.files), v.size))
-    headers = [
-        gguf.read_remote_header(RemoteBytes(listing.repository, listing.commit, file, notify), file.path)
-        for file in sample.files
-    ]
-    header = gguf.merged(headers)
+    header = remote_header(listing, sample, notify)
     sampled = _candidate(sample.quant, sample.size, sample.path, header)
     overhead = sample.size - sum(tensor.size for tensor in header.tensors)
     found = [sampled]
@@ -152,6 +149,19 @@ def _of_ggufs(listing: Listing, ggufs: list[Variant], notify: Notify) -> list[Ca
             need = _as_other(sampled.need, header, variant.quant, variant.size - overhead)
             found.append(Candidate(variant.quant, variant.size, variant.path, need, sampled.trained))
     return sorted(found, key=lambda c: (c.size, c.path))
+
+
+def remote_header(listing: Listing, variant: Variant, notify: Notify = lambda _: None) -> Header:
+    """The header of a GGUF on the Hub, with the tensors of all its shards; no more of it is fetched."""
+
+    def read(file: RepoFile) -> Header:
+        data = RemoteBytes(listing.repository, listing.commit, file, notify)
+        if file is not variant.files[0]:
+            data.block = 1 << 16  # a later shard's header is short: it names its tensors and no vocabulary
+        return gguf.read_remote_header(data, file.path)
+
+    with ThreadPoolExecutor(8) as pool:
+        return gguf.merged(list(pool.map(read, variant.files)))
 
 
 def _as_other(need_at: fit.NeedAt, header: Header, quant: str, weights: int) -> fit.NeedAt:

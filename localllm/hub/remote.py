@@ -186,12 +186,11 @@ def _timeouts() -> Any:
 class RemoteBytes:
     """A file on the Hub, read by ranges of bytes as they are asked for; `[a:b]` and `len()` as of bytes."""
 
-    BLOCK = 1 << 20
-
     def __init__(self, repository: str, commit: str, file: RepoFile, notify: Notify = lambda _: None) -> None:
         self._repository, self._file, self._notify = repository, file, notify
         self._url = connect().hf_hub_url(repository, file.path, revision=commit)
         self.prefix = bytearray()
+        self.block = 1 << 20
 
     def __len__(self) -> int:
         return self._file.size
@@ -199,7 +198,7 @@ class RemoteBytes:
     def grow(self, minimum: int) -> None:
         """Make the first `minimum` bytes of the file stand in `prefix` (all of them, where the file is shorter)."""
         # Twice as much each time: few requests for a long header, few bytes for a short one.
-        stop = min(self._file.size, max(minimum, len(self.prefix) + max(self.BLOCK, len(self.prefix))))
+        stop = min(self._file.size, max(minimum, len(self.prefix) + max(self.block, len(self.prefix))))
         while len(self.prefix) < min(minimum, self._file.size):
             persist(lambda: self._read(stop), self._notify)
 
@@ -279,7 +278,7 @@ def _status(repository: str, error: Any) -> Exception:
     response = error.response
     status = response.status_code if response is not None else 0
     if status in RETRIED_STATUS:
-        return Later(Unreachable(f"the Hub answered {repository} with status {status}"), _retry_after(response.headers))
+        return Later(Unreachable(f"the Hub answered {repository} with status {status}"), retry_after(response.headers))
     if status in (401, 403):
         return DownloadError(
             f"the Hub refuses {repository} to you (status {status})", f"visit {page(repository)}, then: hf auth login"
@@ -287,7 +286,7 @@ def _status(repository: str, error: Any) -> Exception:
     return DownloadError(f"the Hub answered {repository} with status {status}", f"see {page(repository)}")
 
 
-def _retry_after(headers: Any) -> float | None:
+def retry_after(headers: Any) -> float | None:
     """The seconds of a Retry-After header (RFC 9110, 10.2.3), a number or a date; None without one."""
     text = headers.get("Retry-After", "").strip()
     if text.isdecimal():

@@ -171,6 +171,8 @@ def test_import_by_reference_and_by_copy(here: Path) -> None:
     file = here / "Tale-Q4_0.gguf"
     file.write_bytes(MODEL)
     assert localllm("import", str(file)).stdout == "tale:q4_0\n"
+    assert "tale:q4_0 is here already" in localllm("import", str(file)).stderr
+    assert "ok tale:q4_0: 1 files" in localllm("verify", "tale:q4_0").stdout
     assert localllm("import", str(file), "--copy", "--name", "copied").stdout == "copied\n"
     file.unlink()
     assert "ok copied: 1 files" in localllm("verify", "copied").stdout

@@ -103,6 +103,28 @@ def test_shards_come_whole_and_companions_with_their_model(tmp_path: Path, hub: 
     assert done.stdout.endswith("/big-Q8_0-00001-of-00003.gguf\n")
 
 
+@pytest.mark.slow
+def test_shards_come_side_by_side(tmp_path: Path, hub: Hub) -> None:
+    """While the first stands still, the others come."""
+    names = [f"big-Q8_0-0000{i}-of-00004.gguf" for i in (1, 2, 3, 4)]
+    commit = hub.add("owner/repo", {name: gguf() + os.urandom(2_000_000) for name in names})
+    # More than the header's reader asks for, so that only the download stands still.
+    hub.fault("stall", match=names[0], after=1_200_000, seconds=20.0, times=None)
+    process = subprocess.Popen(
+        [*COMMAND, "pull", f"owner/repo/{names[0]}"],
+        env={**os.environ, **environment(hub, tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    end = time.monotonic() + 15
+    while time.monotonic() < end and not all((snapshot(tmp_path, commit) / name).exists() for name in names[1:]):
+        time.sleep(0.05)
+    assert sorted(p.name for p in snapshot(tmp_path, commit).iterdir()) == names[1:]
+    assert list(tree(tmp_path / "hub").values()).count("partial") == 1
+    process.kill()
+    process.wait()
+
+
 @pytest.mark.parametrize("layout", ["sharded safetensors", "one safetensors", "onnx"])
 def test_checkpoints_come_with_what_their_conversion_needs(tmp_path: Path, hub: Hub, layout: str) -> None:
     needed = {"config.json": b'{"hidden_size": 8}', "tokenizer.json": b"{}", "generation_config.json": b"{}"}

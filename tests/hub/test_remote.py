@@ -1,0 +1,63 @@
+"""How long a server is waited for, and what is asked again."""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+
+import pytest
+
+from localllm.errors import Unreachable
+from localllm.hub.remote import Later, persist, retry_after, seconds_to_wait
+
+
+@pytest.mark.parametrize(
+    ("header", "low", "high"),
+    [("7", 7, 7), ("0", 0, 0), (formatdate(time.time() + 100, usegmt=True), 90, 100), (formatdate(0), 0, 0)],
+)
+def test_retry_after(header: str, low: float, high: float) -> None:
+    seconds = retry_after({"Retry-After": header})
+    assert seconds is not None
+    assert low <= seconds <= high
+
+
+@pytest.mark.parametrize("header", ["", "soon", "-5", "1e9"])
+def test_retry_after_of_nonsense(header: str) -> None:
+    assert retry_after({"Retry-After": header}) is None
+
+
+def test_each_wait_is_longer_until_it_is_enough() -> None:
+    later = Later(Unreachable("down"))
+    said: list[str] = []
+    assert [seconds_to_wait(later, n, said.append) for n in range(1, 8)] == [1, 2, 4, 8, 16, 16, 16]
+    assert said[0] == "down; again in 1 s"
+    assert seconds_to_wait(Later(Unreachable("busy"), 30.0), 1, said.append) == 30
+    with pytest.raises(Unreachable):
+        seconds_to_wait(Later(Unreachable("busy"), 3600.0), 1, said.append)
+
+
+def test_a_server_that_cannot_be_reached_is_asked_once() -> None:
+    asked = []
+
+    def ask() -> None:
+        asked.append(1)
+        raise Later(Unreachable("no route"), connected=False)
+
+    with pytest.raises(Unreachable, match="no route"):
+        persist(ask, lambda _: None)
+    assert len(asked) == 1
+
+
+def test_what_comes_at_the_third_time_is_the_answer() -> None:
+    asked = []
+
+    def ask() -> str:
+        asked.append(1)
+        if len(asked) < 3:
+            raise Later(Unreachable("busy"), 0.0)
+        return "here"
+
+    assert persist(ask, lambda _: None) == "here"
+    asked.clear()
+    with pytest.raises(Unreachable):
+        persist(ask, lambda _: None, tries=2)
