@@ -10,6 +10,7 @@ from localllm.commands._options import JsonOption
 from localllm.errors import LocalLLMError, ModelNotFound
 
 if TYPE_CHECKING:
+    from localllm.hub.remote import Listing
     from localllm.hub.store import Installed
 
 
@@ -32,7 +33,8 @@ def update(
     for text, model in zip(references or (), models, strict=False):
         if model is None:
             raise ModelNotFound(f"{text} is not on this machine", "localllm list shows what is")
-    rows = [(m.name, *_state(m)) for m in models if m is not None and m.place == "hub"]
+    asked: dict[tuple[str, str], Listing | LocalLLMError] = {}
+    rows = [(m.name, *_state(m, asked)) for m in models if m is not None and m.place == "hub"]
     if as_json:
         print(json.dumps([{"name": n, "state": s, "detail": d} for n, s, d in rows], indent=1, ensure_ascii=False))
     elif rows:
@@ -43,9 +45,8 @@ def update(
         raise LocalLLMError("not every model could be asked about", "the last column says why")
 
 
-def _state(model: Installed) -> tuple[str, str]:
-    """`current`, `newer`, `gone` or `unknown`, and what follows from it."""
-    from localllm.hub import remote
+def _state(model: Installed, asked: dict[tuple[str, str], Listing | LocalLLMError]) -> tuple[str, str]:
+    """`current`, `newer`, `gone`, `pinned` or `unknown`, and what follows from it; each repository is asked once."""
     from localllm.hub.cache import CachedRepository
     from localllm.hub.store import hub_cache
     from localllm.ui.units import size
@@ -55,12 +56,14 @@ def _state(model: Installed) -> tuple[str, str]:
     if not names:
         return "pinned", f"it is commit {model.revision[:7]}, which does not change"
     branch = "main" if "main" in names else names[0]
-    try:
-        listing = remote.listing(model.repository, branch)
-    except ModelNotFound as error:
-        return "gone", f"{error}; the files here stay"
-    except LocalLLMError as error:
-        return "unknown", str(error)
+    key = (model.repository, branch)
+    if key not in asked:
+        asked[key] = _ask(*key)
+    listing = asked[key]
+    if isinstance(listing, ModelNotFound):
+        return "gone", f"{listing}; the files here stay"
+    if isinstance(listing, LocalLLMError):
+        return "unknown", str(listing)
     there = {file.path: file for file in listing.files}
     changed = 0
     for file in model.files:
@@ -71,3 +74,12 @@ def _state(model: Installed) -> tuple[str, str]:
     if changed:
         return "newer", f"{size(changed)} at {listing.commit[:7]}: localllm pull {model.name}"
     return "current", f"{branch} is {listing.commit[:7]}"
+
+
+def _ask(repository: str, branch: str) -> Listing | LocalLLMError:
+    from localllm.hub import remote
+
+    try:
+        return remote.listing(repository, branch)
+    except LocalLLMError as error:
+        return error

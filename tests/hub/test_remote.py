@@ -11,14 +11,12 @@ from localllm.errors import Unreachable
 from localllm.hub.remote import Later, persist, retry_after, seconds_to_wait
 
 
-@pytest.mark.parametrize(
-    ("header", "low", "high"),
-    [("7", 7, 7), ("0", 0, 0), (formatdate(time.time() + 100, usegmt=True), 90, 100), (formatdate(0), 0, 0)],
-)
-def test_retry_after(header: str, low: float, high: float) -> None:
-    seconds = retry_after({"Retry-After": header})
-    assert seconds is not None
-    assert low <= seconds <= high
+def test_retry_after() -> None:
+    assert retry_after({"Retry-After": "7"}) == 7
+    assert retry_after({"Retry-After": "0"}) == 0
+    assert retry_after({"Retry-After": formatdate(0)}) == 0
+    seconds = retry_after({"Retry-After": formatdate(time.time() + 100, usegmt=True)})
+    assert seconds == pytest.approx(100, abs=5)
 
 
 @pytest.mark.parametrize("header", ["", "soon", "-5", "1e9"])
