@@ -78,19 +78,21 @@ class Variant:
 
 
 def check_path(path: str) -> None:
-    """Raise DownloadError where a name could lead out of a folder on some platform, or cannot be a file there."""
-    for part in path.split("/"):
-        bad = (
-            part in ("", ".", "..")
-            or part.endswith((".", " "))
-            or len(part.encode(errors="replace")) > 255
-            or any(c in '\\:*?"<>|' or ord(c) < 32 or ord(c) == 127 for c in part)
-            or part.partition(".")[0].rstrip().upper() in _RESERVED
-        )
-        if bad:
-            raise DownloadError(
-                f"the repository lists a file named {path[:100]!r}, which is no safe name", "do not trust it"
-            )
+    """Raise DownloadError where a name is not safe."""
+    if not is_safe(path):
+        raise DownloadError(f"{path[:100]!r} is no safe name for a file", "do not trust where it comes from")
+
+
+def is_safe(path: str) -> bool:
+    """Whether a name stays inside its folder, and can be a file's, on every platform."""
+    return not any(
+        part in ("", ".", "..")
+        or part.endswith((".", " "))
+        or len(part.encode(errors="replace")) > 255
+        or any(c in '\\:*?"<>|' or ord(c) < 32 or ord(c) == 127 for c in part)
+        or part.partition(".")[0].rstrip().upper() in _RESERVED
+        for part in path.split("/")
+    )
 
 
 _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {f"{p}{i}" for p in ("COM", "LPT") for i in range(10)}

@@ -55,6 +55,9 @@ def plan(reference: HubReference, choose: Chooser, notify: Notify = lambda _: No
     """Ask the Hub what a reference means. Raises ModelNotFound, BadModelFile, DownloadError, Unreachable."""
     listing = remote.listing(reference.repository, reference.revision or "main", notify)
     found = files.variants(listing.files)
+    if reference.file in listing.unsafe or not found:
+        for path in listing.unsafe:
+            files.check_path(path)
     chosen = files.require(found, reference.repository, reference.quant, reference.file, listing.paths)
     if len(chosen) == 1:
         return Plan(listing, chosen[0])

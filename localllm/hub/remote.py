@@ -16,7 +16,7 @@ from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 from localllm.errors import DownloadError, LocalLLMError, ModelNotFound, Unreachable
-from localllm.hub.files import RepoFile, check_path
+from localllm.hub.files import RepoFile, is_safe
 
 SECONDS = 5.0  # to wait for the first answer
 READ_SECONDS = 30.0  # to wait for more bytes of an answer that has begun
@@ -44,13 +44,14 @@ class Later(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository holds at one commit."""
+    """What a repository holds at one commit; `unsafe` are names that no file can have here, which are passed over."""
 
     repository: str
     revision: str
     commit: str
     files: tuple[RepoFile, ...]
     licence: str = ""
+    unsafe: tuple[str, ...] = ()
 
     @property
     def paths(self) -> list[str]:
@@ -111,7 +112,7 @@ def listing(repository: str, revision: str = "main", notify: Notify = lambda _: 
             info = hub.HfApi().model_info(
                 repository, revision=None if revision == "main" else revision, files_metadata=True, timeout=SECONDS
             )
-        return _listing(repository, revision, info)
+            return _listing(repository, revision, info)
 
     return persist(ask, notify, tries)
 
@@ -119,16 +120,28 @@ def listing(repository: str, revision: str = "main", notify: Notify = lambda _: 
 def _listing(repository: str, revision: str, info: Any) -> Listing:
     if not _COMMIT.fullmatch(info.sha or ""):
         raise DownloadError(f"the Hub names no commit of {repository}", "is HF_ENDPOINT set to a Hub?")
-    files = []
-    for sibling in info.siblings or ():
-        check_path(sibling.rfilename)
-        etag = str(sibling.lfs["sha256"]) if sibling.lfs else str(sibling.blob_id or "")
-        if not _ETAG.fullmatch(etag) or not isinstance(sibling.size, int) or sibling.size < 0:
-            raise DownloadError(f"the Hub gives no size or checksum of {sibling.rfilename} in {repository}")
-        files.append(RepoFile(sibling.rfilename, sibling.size, etag))
+    rows = [(s.rfilename, s.size, s.lfs, s.blob_id) for s in info.siblings or ()]
+    if any(size is None or not (lfs or blob) for _, size, lfs, blob in rows):
+        rows = _tree(repository, info.sha)  # a mirror that keeps its answer short
+    files, unsafe = [], []
+    for path, size, lfs, blob in rows:
+        if not is_safe(path):
+            unsafe.append(path)
+            continue
+        etag = str(lfs["sha256"]) if lfs else str(blob or "")
+        if not _ETAG.fullmatch(etag) or not isinstance(size, int) or size < 0:
+            raise DownloadError(
+                f"the Hub gives no size or checksum of {path} in {repository}", f"see {page(repository)}"
+            )
+        files.append(RepoFile(path, size, etag))
     card = info.card_data or {}
     licence = card.get("license_name") or card.get("license") or ""
-    return Listing(repository, revision, info.sha, tuple(files), str(licence))
+    return Listing(repository, revision, info.sha, tuple(files), str(licence), tuple(unsafe))
+
+
+def _tree(repository: str, commit: str) -> list[tuple[str, int, Any, str]]:
+    entries = connect().HfApi().list_repo_tree(repository, recursive=True, revision=commit)
+    return [(e.path, e.size, e.lfs, e.blob_id) for e in entries if hasattr(e, "size")]
 
 
 def search(text: str, limit: int, sort: str, notify: Notify = lambda _: None) -> list[Found]:

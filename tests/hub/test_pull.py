@@ -290,14 +290,26 @@ def test_a_small_file_is_checked_by_its_git_id(tmp_path: Path, hub: Hub) -> None
         "a\x1b[2Jb.gguf",
     ],
 )
-def test_a_name_that_leads_out_is_refused(tmp_path: Path, hub: Hub, name: str) -> None:
+def test_a_name_that_leads_out_is_never_a_file(tmp_path: Path, hub: Hub, name: str) -> None:
     hub.add("owner/repo", {name: MODEL, "m-Q4_0.gguf": MODEL})
-    done = pull(hub, tmp_path, "owner/repo:Q4_0")
-    assert done.returncode == 1
-    assert "which is no safe name (do not trust it)" in done.stderr
+    hub.add("owner/evil", {name: MODEL})
+    assert pull(hub, tmp_path, "owner/repo:Q4_0").returncode == 0
+    done = pull(hub, tmp_path, "owner/evil")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "is no safe name for a file (do not trust where it comes from)" in done.stderr
     assert "\x1b" not in done.stderr
     assert not list(tmp_path.rglob("*evil*"))
-    assert tree(tmp_path / "hub") == {}
+    assert set(tree(tmp_path).values()) == {"link", "file"}
+    assert len(list(tmp_path.rglob("*.gguf"))) == 1
+
+
+def test_a_mirror_that_keeps_its_answers_short(tmp_path: Path, hub: Hub) -> None:
+    hub.terse = True
+    commit = hub.add("owner/repo", {"sub/m-Q4_0.gguf": MODEL, "tokenizer.json": b"{}"})
+    done = pull(hub, tmp_path, "owner/repo:Q4_0")
+    assert done.returncode == 0, done.stderr
+    assert (snapshot(tmp_path, commit) / "sub/m-Q4_0.gguf").readlink().name == hashlib.sha256(MODEL).hexdigest()
+    assert (snapshot(tmp_path, commit) / "tokenizer.json").read_bytes() == b"{}"
 
 
 @pytest.mark.slow

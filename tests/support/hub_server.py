@@ -186,6 +186,7 @@ class Hub:
 
     def __init__(self) -> None:
         self.url = self.cdn = ""
+        self.terse = False  # whether a model's description leaves sizes and checksums to the tree, as mirrors do
         self.token: str | None = "hf_of_the_tests"  # opens gated and private repositories; None: all are open
         self.rate: float | None = None  # bytes per second of each file's body
         self.requests: list[Request] = []
@@ -421,7 +422,7 @@ class HubHost(Host):
             case ["api", "models", owner, name] | ["api", "models", owner, name, "revision", _]:
                 repository = self.repository(owner, name)
                 commit = repository.commit("main" if len(self.steps) == 4 else self.steps[-1])
-                facts = repository.described(commit, self.option("blobs"))
+                facts = repository.described(commit, self.option("blobs") and not self.hub.terse)
                 return as_json(only(facts, self.options.get("expand", list(facts))))
             case [owner, name, "resolve", revision, *path]:
                 return self.resolve(self.repository(owner, name), revision, "/".join(path))
