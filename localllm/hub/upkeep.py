@@ -74,10 +74,10 @@ def removals(models: list[Installed]) -> list[Removal]:
 
 def _removal(model: Installed, going: list[Installed]) -> Removal:
     if model.place == "hub":
-        return _removal_from_hub(model, {m.name for m in going})
-    own = [f for f in (*model.files, *model.companions) if f.path.is_relative_to(model.folder)]
-    if not (model.folder / MANIFEST).is_file() and model.place != "data":
+        return _removal_from_hub(model, {_identity(m) for m in going})
+    if model.folder.parent != store.models_directory():
         raise LocalLLMError(f"{model.path} is a file of your own, which localllm does not remove", "rm removes files")
+    own = [f for f in (*model.files, *model.companions) if f.path.is_relative_to(model.folder)]
     paths = [f.path for f in own] + [model.folder / MANIFEST]
     return Removal(model, tuple(paths), sum(f.size for f in own))
 
@@ -94,10 +94,15 @@ def remove(planned: Removal) -> None:
         folder.rmdir()
 
 
-def _removal_from_hub(model: Installed, going: set[str]) -> Removal:
+def _identity(model: Installed) -> tuple[str, str]:
+    """What stays the same by whatever name, and in whichever snapshot, a model of the Hub's was found."""
+    return model.path.relative_to(model.folder).as_posix(), model.files[0].checksum
+
+
+def _removal_from_hub(model: Installed, going: set[tuple[str, str]]) -> Removal:
     home = CachedRepository(store.hub_cache(), model.repository)
     gone = {(f.path.relative_to(model.folder).as_posix(), f.checksum) for f in model.files}
-    here = [m for m in store.hub_models(home) if m.name not in going]
+    here = [m for m in store.hub_models(home) if _identity(m) not in going]
     needed = {f.path.relative_to(m.folder).as_posix() for m in here for f in m.companions}
     gone |= {
         (name, f.checksum)

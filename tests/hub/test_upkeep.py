@@ -231,11 +231,26 @@ def test_rm_asks(here: Here) -> None:
 
 
 def test_rm_does_not_touch_a_file_of_one_s_own(here: Here, tmp_path: Path) -> None:
-    file = tmp_path / "own.gguf"
+    file = tmp_path / "own" / "own.gguf"
+    file.parent.mkdir()
     file.write_bytes(gguf())
+    (file.parent / "manifest.json").write_text("something else of theirs")
     done = here("rm", "-y", str(file))
     assert done.returncode == 1
-    assert file.exists()
+    assert "is a file of your own, which localllm does not remove" in done.stderr
+    assert sorted(p.name for p in file.parent.iterdir()) == ["manifest.json", "own.gguf"]
+    assert here("import", str(file), "--name", "mine").returncode == 0
+    assert here("rm", "-y", "mine").returncode == 0
+    assert sorted(p.name for p in file.parent.iterdir()) == ["manifest.json", "own.gguf"]
+
+
+def test_rm_by_a_revision_takes_the_companions_too(hub: Hub, tmp_path: Path) -> None:
+    commit = hub.add("owner/pinned", {"m-Q4_0.gguf": SMALL["m-Q4_0.gguf"], "tokenizer.json": b"{}"})
+    hub.branch("owner/pinned", "v1", commit)
+    there = Here(hub, tmp_path)
+    assert there("pull", "-q", "owner/pinned@v1:Q4_0").returncode == 0
+    assert there("rm", "-y", "owner/pinned@v1:Q4_0").returncode == 0
+    assert tree(tmp_path / "hub") == {}
 
 
 def test_prune(here: Here) -> None:
