@@ -271,10 +271,11 @@ def test_the_default_model_comes_by_itself_but_not_offline(tmp_path: Path) -> No
     assert lines[-1].startswith("localllm: the network was forbidden")
 
 
-def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", ["n\n", "\x04"], ids=["n", "Ctrl-D"])
+def test_on_a_terminal_it_asks(tmp_path: Path, answer: str) -> None:
     with Terminal("run", "Hi", LOCALLLM_OFFLINE="1", LOCALLLM_HOME=str(tmp_path / "empty")) as terminal:
         terminal.wait(lambda text: "Fetch it? [Y/n]" in text)
-        terminal.send("n\n")
+        terminal.send(answer)
         assert terminal.exit_code() == 1
         assert "smollm2:135m was not fetched" in terminal.text
 

@@ -175,8 +175,9 @@ def _agree(name: str, yes: bool) -> None:
 
 
 def ask(question: str, *, default: bool) -> bool:
-    """Ask on the terminal."""
+    """Ask on the terminal; Ctrl-D is no."""
     sys.stderr.write(question)
     sys.stderr.flush()
-    answer = sys.stdin.readline().strip().lower()
-    return answer in ("y", "yes") or (default and not answer)
+    line = sys.stdin.readline()
+    answer = line.strip().lower()
+    return answer in ("y", "yes") or (default and bool(line) and not answer)

@@ -29,7 +29,8 @@ def register(found: Foreign, name: str = "", *, force: bool = False) -> tuple[Ma
         return same, False
     how = f"used in place, from {found.owner}" if found.owner else "used in place"
     manifest = Manifest(chosen, "gguf", found.files, found.quant, found.files[0].path, "", how)
-    local.write_manifest(local.folder_of(store.models_directory(), chosen), manifest)
+    with arriving(chosen) as folder:  # what had the name, where it is forced, goes with all its files
+        local.write_manifest(folder, manifest)
     return manifest, True
 
 

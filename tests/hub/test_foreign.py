@@ -177,6 +177,12 @@ def test_import_by_reference_and_by_copy(here: Path) -> None:
     file.unlink()
     assert "ok copied: 1 files" in localllm("verify", "copied").stdout
     assert next((here / "data/models/copied").glob("*.gguf")).read_bytes() == MODEL
+    replaced = localllm("import", str(file.with_name("other.gguf")), "--name", "copied", "--force")
+    assert replaced.returncode == 1, "there is no such file"
+    file.write_bytes(MODEL + b"newer")
+    assert localllm("import", str(file), "--name", "copied").returncode == 2
+    assert localllm("import", str(file), "--name", "copied", "--force").returncode == 0
+    assert [p.name for p in (here / "data/models/copied").iterdir()] == ["manifest.json"]
     text = here / "text.gguf"
     text.write_text("no model")
     for words, said in (

@@ -221,11 +221,11 @@ def test_rm_asks(here: Here) -> None:
     done = here("rm", "owner/repo:Q4_0")
     assert done.returncode == 1
     assert "nobody is here to ask, so nothing was removed" in done.stderr
-    for answer, left in (("n", 2), ("", 2), ("y", 1)):
+    for answer, left in (("n", 2), ("", 2), ("\x04", 2), ("y", 1)):
         with Terminal("rm", "owner/repo:Q4_0", **here.variables) as terminal:
             terminal.wait(lambda t: "[y/N]" in t)
             assert "frees" in terminal.text
-            terminal.send(answer + "\r")
+            terminal.send(answer + ("" if answer == "\x04" else "\r"))
             assert terminal.exit_code() == (0 if answer == "y" else 1)
         assert len(here.names()) == left
 
