@@ -103,7 +103,10 @@ def choose(
         need = candidate.need(min(candidate.trained, fit.DEFAULT_CONTEXT), "f16", "f16")
         return fit.verdict(need, budget, fit.layers_on_gpu(need, gpu_free)) is fit.Verdict.FITS
 
-    fits = {c.path: fits_here(c) for c in of_listing(listing, variants, notify)}
+    try:
+        fits = {c.path: fits_here(c) for c in of_listing(listing, variants, notify)}
+    except BadModelFile:  # the one whose header was read is no sound model; that need not be true of the others
+        fits = {v.path: fits_by_size(v.size, budget) for v in variants}
     variant, found = best(variants, lambda v: fits.get(v.path, False))
     gpu = f" and {gpu_free / 1e9:.1f} GB free on the GPU" if gpu_free else ""
     rule = f"{SHARE:.0%} of this machine's {total / 1e9:.1f} GB{gpu} with a context of {fit.DEFAULT_CONTEXT}"

@@ -152,6 +152,12 @@ def test_the_best_that_fits_is_chosen_by_a_rule_that_is_printed(tmp_path: Path, 
     assert (done.returncode, done.stdout, tree(tmp_path / "hub")) == (0, "", {})
 
 
+def test_one_broken_file_does_not_keep_the_others_away(tmp_path: Path, hub: Hub) -> None:
+    hub.add("owner/repo", {"a-Q2_K.gguf": b"no model", "m-Q4_0.gguf": MODEL})
+    done = pull(hub, tmp_path, "owner/repo")
+    assert (done.returncode, done.stdout[-12:]) == (0, "m-Q4_0.gguf\n"), done.stderr
+
+
 def test_what_cannot_run_here_is_warned_of(tmp_path: Path, hub: Hub) -> None:
     wide = {"attention.head_count": 64, "attention.head_count_kv": 64, "attention.key_length": 1024, "block_count": 64}
     metadata = [m for m in METADATA if b"context_length" not in m and b"block_count" not in m]
