@@ -121,6 +121,7 @@ def test_prefix_reuse_changes_nothing(model: LlamaModel) -> None:
     assert model.prefill(tokens) == len(tokens) - 1
 
 
+@pytest.mark.slow
 def test_a_prompt_longer_than_a_batch(model_path: Path) -> None:
     model = LlamaModel(model_path, EngineOptions(context=4096), gpu_layers=0, threads=2)
     tokens = model.tokenize("The sea is wide. " * 600, begin=True)
