@@ -44,7 +44,9 @@ def load(header: Header, options: EngineOptions) -> LlamaModel:
 
     def need_at(tokens: int, type_k: str, type_v: str) -> fit.Need:
         flash = options.flash_attention != "off"
-        return fit.estimate(header, tokens, type_k, type_v, flash_attention=flash, repacked_types=repacked)
+        return fit.estimate(
+            header, tokens, type_k, type_v, flash_attention=flash, mmap=options.mmap, repacked_types=repacked
+        )
 
     types = options.cache_type_k, options.cache_type_v
     need = need_at(context, *types)

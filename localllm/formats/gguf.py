@@ -180,27 +180,12 @@ def read_remote_header(data: Growing, name: str) -> Header:
     data.grow(len(MAGIC))
     if data.prefix[:4] != MAGIC:
         raise BadModelFile(f"{name} is not a GGUF file: {_describe(bytes(data.prefix[:4]))}")
-    while True:
-        try:
-            # From the beginning each time: as the prefix doubles, all tries together cost twice the last.
-            return _Reader(Path(name), bytes(data.prefix), len(data)).header()
-        except _NeedMore as need:
-            if need.bytes > MAX_HEADER:
-                raise BadModelFile(f"{name} is not a sound GGUF file: its header is larger than 256 MiB") from None
-            data.grow(need.bytes)
+    return _Reader(Path(name), bytes(data.prefix), len(data), data).header()
 
 
 def merged(headers: list[Header]) -> Header:
     """The header of a model in shards: the first one's metadata, the tensors of all."""
     return replace(headers[0], tensors=tuple(tensor for header in headers for tensor in header.tensors))
-
-
-class _NeedMore(Exception):
-    """The header goes on behind the bytes that are here: at least `bytes` are needed."""
-
-    def __init__(self, bytes: int) -> None:
-        super().__init__(bytes)
-        self.bytes = bytes
 
 
 def _describe(start: bytes) -> str:
@@ -220,11 +205,11 @@ def _describe(start: bytes) -> str:
 class _Reader:
     """Walks through the header. `position` never passes the end of the file, which has `size` bytes.
 
-    Of those `data` may hold a beginning only; then _NeedMore is raised where it ends.
+    Of those `data` may hold a beginning only; then more of it is asked of `source` where it ends.
     """
 
-    def __init__(self, path: Path, data: mmap.mmap | bytes, size: int) -> None:
-        self.path, self.data, self.size = path, data, size
+    def __init__(self, path: Path, data: mmap.mmap | bytes, size: int, source: Growing | None = None) -> None:
+        self.path, self.data, self.size, self.source = path, data, size, source
         self.here = len(data)
         self.position = len(MAGIC)
 
@@ -292,7 +277,8 @@ class _Reader:
     def value(self, type_id: int, key: str) -> Any:
         if type_id in SCALARS:
             scalar = SCALARS[type_id]
-            return scalar.unpack_from(self.data, self.skip(scalar.size))[0]
+            start = self.skip(scalar.size)  # which may replace `data`
+            return scalar.unpack_from(self.data, start)[0]
         if type_id == STRING:
             return self.text(self.size, f"the value of {key!r}")
         if type_id != ARRAY:
@@ -309,27 +295,31 @@ class _Reader:
 
     def skip_strings(self, count: int, key: str) -> None:
         # The longest walk of the header (a vocabulary has up to 262,144 tokens and as many merges), hence no calls.
-        unpack, data, size, position = _U64.unpack_from, self.data, self.here, self.position
+        unpack, position, left = _U64.unpack_from, self.position, count
         unique = key == "tokenizer.ggml.tokens"  # llama.cpp aborts the process where a token occurs twice
-        seen: set[bytes] = set()
-        try:
-            for _ in range(min(count, (size - position) // 8 + 1)):
-                start = position + 8
-                position = start + unpack(data, position)[0]
-                if unique:
-                    seen.add(data[start:position])
-        except struct.error:
-            position = size + 1
-        except OverflowError:
-            position = self.size + 1
-        if self.here < position <= self.size:
-            raise _NeedMore(position)
-        if position > self.size or count > self.size:
-            raise self.bad(f"it is truncated, or the array {key!r} claims more than the file holds")
-        if unique and b"\0" in b"".join(seen):  # where C ends a string, two may be one
+        texts: list[bytes] = []
+        while left:
+            data, here = self.data, self.here
+            try:
+                for left in range(left, 0, -1):  # noqa: B007, B020  # goes on from where more was needed
+                    start = position + 8
+                    end = start + unpack(data, position)[0]
+                    if end > here:
+                        break
+                    if unique:
+                        texts.append(data[start:end])
+                    position = end
+                else:
+                    break
+            except struct.error:
+                end = position + 8
+            if end > self.size:
+                raise self.bad(f"it is truncated, or the array {key!r} claims more than the file holds")
+            self.fetch(end)
+        if unique and b"\0" in b"".join(texts):  # where C ends a string, two may be one
             raise self.bad("a token of the vocabulary holds a NUL byte")
-        if unique and len(seen) < count:
-            raise self.bad(f"{count - len(seen)} tokens of the vocabulary occur twice")
+        if unique and (same := count - len(set(texts))):
+            raise self.bad(f"{same} tokens of the vocabulary occur twice")
         self.position = position
 
     def text(self, limit: int, what: str) -> str:
@@ -343,19 +333,32 @@ class _Reader:
             raise self.bad(f"{what} is not UTF-8") from None
 
     def u32(self) -> int:
-        return int(_U32.unpack_from(self.data, self.skip(4))[0])
+        start = self.skip(4)
+        return int(_U32.unpack_from(self.data, start)[0])
 
     def u64(self) -> int:
-        return int(_U64.unpack_from(self.data, self.skip(8))[0])
+        start = self.skip(8)
+        return int(_U64.unpack_from(self.data, start)[0])
 
     def skip(self, count: int) -> int:
         start = self.position
         if count > self.size - start:
             raise self.bad("it is truncated: the header does not end within the file")
         if start + count > self.here:
-            raise _NeedMore(start + count)
+            self.fetch(start + count)
         self.position = start + count
         return start
+
+    def fetch(self, end: int) -> None:
+        """Have the first `end` bytes of a file that arrives."""
+        if end > MAX_HEADER:
+            raise self.bad("its header is larger than 256 MiB")
+        if self.source is not None:
+            self.source.grow(end)
+            self.data = bytes(self.source.prefix)
+            self.here = len(self.data)
+        if end > self.here:
+            raise self.bad("it is truncated: less of it arrived than its size says")
 
     def bad(self, reason: str) -> BadModelFile:
         return BadModelFile(f"{self.path} is not a sound GGUF file: {reason}")
@@ -388,7 +391,9 @@ _POSITIVE = {
     "rope.dimension_count": 1 << 16,
     "vocab_size": 1 << 24,
 }
-_NUMBERS_MAY_BE_ZERO = ("attention.head_count", "attention.head_count_kv")  # in hybrid models' arrays of layers
+_HEADS = ("attention.head_count", "attention.head_count_kv")
+# Converters write that these have no heads; hybrids say so layer by layer, in an array.
+WITHOUT_ATTENTION = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
 
 
 def _check_metadata(header: Header, bad: Any) -> None:
@@ -398,7 +403,7 @@ def _check_metadata(header: Header, bad: Any) -> None:
     for key, limit in _POSITIVE.items():
         value = header.get(key)
         items = value if isinstance(value, tuple) else (value,)
-        least = 0 if isinstance(value, tuple) and key in _NUMBERS_MAY_BE_ZERO else 1
+        least = 0 if key in _HEADS and (isinstance(value, tuple) or architecture in WITHOUT_ATTENTION) else 1
         if value is not None and not all(
             isinstance(i, int) and not isinstance(i, bool) and least <= i <= limit for i in items
         ):

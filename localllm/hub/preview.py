@@ -75,7 +75,10 @@ def of_checkpoint(config: Any, size: int) -> list[Candidate]:
     trained = trained if isinstance(trained, int) and trained > 0 else fit.DEFAULT_CONTEXT
 
     def need_as(name: str) -> fit.NeedAt:
-        return lambda context, k, v: fit.estimate_checkpoint(config, parameters, name, context, k, v)
+        repacked = hardware.repacked_types()
+        return lambda context, k, v: fit.estimate_checkpoint(
+            config, parameters, name, context, k, v, repacked_types=repacked
+        )
 
     return [
         Candidate(name, need_as(name)(512, "f16", "f16").weights, "", need_as(name), trained)
@@ -173,7 +176,7 @@ def _as_other(need_at: fit.NeedAt, header: Header, quant: str, weights: int) -> 
     repacked = 0
     for name in hardware.repacked_types():
         if quant.removeprefix("UD-").startswith(name):
-            mixed = 0.85 if name.endswith("_K") and not quant.endswith("_S") else 1.0  # some tensors get more bits
+            mixed = 0.73 if name.endswith("_K") and not quant.endswith("_S") else 1.0  # some tensors get more bits
             repacked = int(max(0, weights) * mixed * (1 - embedding / max(1, header.parameters)))
 
     def need(context: int, type_k: str, type_v: str) -> fit.Need:

@@ -183,6 +183,24 @@ def test_a_remote_header_without_end_is_not_fetched_without_end() -> None:
     assert len(arriving.prefix) <= 1 << 20
 
 
+def test_strings_without_end_are_not_fetched_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localllm.formats.gguf.MAX_HEADER", 1 << 20)
+    key = pair("general.endless", ARRAY, (STRING, []))[:-8] + (1 << 33).to_bytes(8, "little")
+    arriving = Arriving(gguf([key], [], data=0), 1 << 16, 1 << 40)
+    with pytest.raises(BadModelFile, match="its header is larger than"):
+        read_remote_header(arriving, "m.gguf")
+    assert len(arriving.prefix) <= 1 << 20
+
+
+def test_a_model_without_attention_has_no_heads(tmp_path: Path) -> None:
+    """Converters write so for Mamba and RWKV; of a Llama it would be divided by."""
+    for name in ("mamba2", "rwkv7"):
+        none = [pair("general.architecture", STRING, name), pair(f"{name}.attention.head_count", U32, 0)]
+        assert read(tmp_path, gguf(none)).get("attention.head_count") == 0
+    with pytest.raises(BadModelFile, match="head_count is 0"):
+        read(tmp_path, gguf([METADATA[0], pair("llama.attention.head_count", U32, 0)]))
+
+
 def test_shards_are_one_model(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_bytes(gguf())
