@@ -22,8 +22,8 @@ def export(
     quiet: QuietOption = False,
 ) -> None:
     """Pack a model with its manifest and checksums into a tar, which `import` unpacks on another machine."""
-    from localllm.hub import carry, store
-    from localllm.hub.reference import parse
+    from localllm.hub import carry, catalogue, store
+    from localllm.hub.reference import parse, parse_name
     from localllm.ui.progress import download_progress, say
     from localllm.ui.units import size
 
@@ -41,4 +41,5 @@ def export(
         else:
             carry.export_file(model, Path(file).expanduser(), name, report, force=force)
     if not quiet:
-        say(f"{name} ({size(sum(f.size for f in files))}) is packed; over there: localllm import {file}")
+        more = " --name NAME" if catalogue.find(parse_name(name)) else ""  # which import does not give to another
+        say(f"{name} ({size(sum(f.size for f in files))}) is packed; over there: localllm import {file}{more}")

@@ -21,7 +21,7 @@ def import_(
         str, typer.Argument(metavar="FILE", help="A .gguf, a .tar made by export, or - for a tar on stdin.")
     ],
     name: Annotated[str, typer.Option("--name", help="The model's name here; by default its file's.")] = "",
-    copy: Annotated[bool, typer.Option("--copy", help="Copy a .gguf instead of using it in place.")] = False,
+    copy: Annotated[bool, typer.Option("--copy/--in-place", help="Copy a .gguf, or use it where it lies.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace the model that has the name.")] = False,
     quiet: QuietOption = False,
 ) -> None:

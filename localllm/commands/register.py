@@ -29,6 +29,7 @@ def register(
     """Use models in place, without a copy, that Ollama, LM Studio or a folder of yours already holds."""
     import json
 
+    from localllm.errors import LocalLLMError
     from localllm.hub import foreign, keep
     from localllm.ui.progress import say
 
@@ -45,7 +46,13 @@ def register(
         raise UsageError(f"--name is for one model, and there are {len(found)}")
     rows = []
     for each in found:
-        manifest, new = keep.register(each, name)
+        try:
+            manifest, new = keep.register(each, name)
+        except LocalLLMError as error:
+            if len(found) == 1:
+                raise
+            say(f"{each.files[0].path} is passed over: {error}")
+            continue
         if not new:
             say(f"{manifest.name} is registered already")
         rows.append((manifest.name, manifest.quant, sum(f.size for f in manifest.files), manifest.files[0].path))
@@ -57,20 +64,36 @@ def register(
     from localllm.ui.units import size
 
     print_table(("name", "quant", "size", "place"), [(n, q, size(s), p) for n, q, s, p in rows], right=(2,))
+    if rows:
+        say(f'localllm run {rows[0][0]} "..." runs {"it" if len(rows) == 1 else "the first"}')
 
 
 def _search(folders: list[Path], search: Callable[[Path], Iterator[Foreign | Skipped]]) -> list[Foreign]:
-    """What the first folder that exists holds; what cannot be used is told on stderr."""
+    """What the first folder that holds anything holds; what cannot be used is told on stderr."""
     from localllm.hub.foreign import Foreign
     from localllm.ui.progress import say
 
     found = []
-    for folder in [f for f in folders if f.exists()][:1]:
+    for folder in (f for f in folders if _is_there(f)):
         for each in search(folder):
             if isinstance(each, Foreign):
                 found.append(each)
             else:
                 say(f"{each.path} is passed over: {each.reason}")
+        if found:
+            break
     if not found:
         raise ModelNotFound(f"no model was found in {', '.join(map(str, folders))}", "name the folder that holds them")
     return found
+
+
+def _is_there(folder: Path) -> bool:
+    """Whether a folder exists; raises ModelNotFound where one may not even ask, as with a service's."""
+    try:
+        folder.stat()
+    except PermissionError:
+        hint = "for Ollama's service: sudo usermod -aG ollama $USER, and log in again"
+        raise ModelNotFound(f"{folder} is another user's and cannot be read", hint) from None
+    except OSError:
+        return False
+    return True

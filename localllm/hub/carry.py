@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,38 +19,44 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from localllm.errors import BadModelFile, ChecksumMismatch, UsageError
-from localllm.formats.gguf import read_model
-from localllm.hub import local
+from localllm.errors import BadModelFile, ChecksumMismatch, DownloadError, UsageError
+from localllm.formats.gguf import read_header, read_model
+from localllm.hub import local, store
 from localllm.hub.download import BLOCK, Event, Report, disk_error
-from localllm.hub.keep import arriving, require_space, taken, write_file
+from localllm.hub.files import UNSAFE, is_safe
+from localllm.hub.foreign import clean_name
+from localllm.hub.keep import arriving, is_whole, require_space, taken, write_file
 from localllm.hub.local import MANIFEST, Manifest, ManifestFile
 from localllm.hub.reference import parse_name
 from localllm.hub.store import Installed, StoredFile
 
 MAX_MANIFEST = 1 << 20  # bytes
+_HEADERS = 4 << 20  # bytes that may stand between two files, with what is read ahead
 
 
 def export(model: Installed, target: IO[bytes], name: str, report: Report) -> Manifest:
     """Write a model as a tar. Raises ChecksumMismatch where a file is not what was recorded, OSError."""
     names = _flat_names(model)
-    sums = {file.path: _sha256(file, report) for file in names}
-    entries = tuple(ManifestFile(name, file.size, sums[file.path]) for file, name in names.items())
+    entries = tuple(ManifestFile(flat, file.size, _sha256(file, flat, report)) for file, flat in names.items())
     source = model.source or str(model.path)
-    manifest = Manifest(name, model.format, entries, model.quant, source, model.revision, model.how)
+    how = "" if model.place == "in place" else model.how  # which will not be so over there
+    manifest = Manifest(name, model.format, entries, model.quant, source, model.revision, how)
     text = json.dumps(asdict(manifest), indent=1).encode()
     with tarfile.open(fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, bufsize=BLOCK) as tar:
+        tar.copybufsize = BLOCK  # type: ignore[attr-defined]  # its own 16 KiB would be a report each
         _add(tar, MANIFEST, len(text), io.BytesIO(text))
-        for file, flat in names.items():
+        for file, entry in zip(names, entries, strict=True):
             with file.path.open("rb") as opened:
-                # What changes between the two readings is found by whoever imports it.
-                _add(tar, flat, file.size, opened)
-                report(Event(flat, file.size, file.size))
+                checked = _Checked(opened, file, entry, report)
+                _add(tar, entry.path, entry.size, checked)
+                checked.check()
     return manifest
 
 
 def export_file(model: Installed, path: Path, name: str, report: Report, *, force: bool) -> Manifest:
     """The same into a file: written beside it, synced, renamed. Raises UsageError, DownloadError, ChecksumMismatch."""
+    if path.exists() and not path.is_file():  # to put a file in the place of /dev/null would harm everybody
+        raise UsageError(f"{path} is not a regular file", "name a new .tar, or - for standard output")
     if path.exists() and not force:
         raise UsageError(f"{path} exists", "--force replaces it")
     beside = path.with_name(f".{path.name}.{os.getpid()}")
@@ -60,7 +67,7 @@ def export_file(model: Installed, path: Path, name: str, report: Report, *, forc
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        raise disk_error(error, path.parent) from None
+        raise DownloadError(str(disk_error(error, path.parent)), "name a FILE in another folder") from None
     finally:
         beside.unlink(missing_ok=True)
     return manifest
@@ -71,21 +78,25 @@ def import_tar(source: IO[bytes], name: str, report: Report, *, force: bool) -> 
 
     Raises BadModelFile, ChecksumMismatch, DownloadError, UsageError.
     """
-    with _sound("the tar"), tarfile.open(fileobj=source, mode="r|", bufsize=BLOCK) as tar:
-        members = iter(tar)
+    metered = _Metered(source)
+    with _sound("the tar"), tarfile.open(fileobj=metered, mode="r|", bufsize=BLOCK) as tar:
+        members = _members(tar, metered)
         manifest = _read_manifest(tar, next(members, None))
         chosen = str(parse_name(name or manifest.name))
         known = taken(chosen, force=force)
         if known is not None:
-            if {f.sha256 for f in known.files} == {f.sha256 for f in manifest.files}:
+            if {f.sha256 for f in known.files} != {f.sha256 for f in manifest.files}:
+                raise UsageError(f"{chosen} is another model's name already", "--name NAME or --force")
+            if is_whole(known):
                 return known, False
-            raise UsageError(f"{chosen} is another model's name already", "--name NAME or --force")
         require_space(sum(file.size for file in manifest.files))
-        manifest = replace(manifest, name=chosen)
+        manifest = replace(manifest, name=chosen, how=manifest.how or "unpacked from a tar")
         with arriving(chosen) as folder:
-            _unpack(tar, members, manifest, folder, report)
+            _unpack(tar, metered, manifest, folder, report)
             if manifest.format == "gguf":
                 read_model(folder / manifest.files[0].path)
+                for more in (f.path for f in manifest.files[1:] if f.path.lower().endswith(".gguf")):
+                    read_header(folder / more)
             local.write_manifest(folder, manifest)
     return manifest, True
 
@@ -99,22 +110,48 @@ def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> Mani
     names = [file.path for file in manifest.files]
     if len({name.lower() for name in names}) < len(names) or any("/" in n or n == MANIFEST for n in names):
         raise BadModelFile("the tar's manifest names a file twice, or one in a folder")
+    if not names[0].lower().endswith(f".{manifest.format}"):  # else another file would be opened than was checked
+        raise BadModelFile("the tar's manifest does not begin with the model")
     for entry in manifest.files:
         if Path(entry.path).is_absolute() or entry.size < 0 or len(entry.sha256) != 64:
             raise BadModelFile(f"the tar's manifest has no size or sha256 of {entry.path[:100]!r}")
+        if entry.path.lower().endswith(UNSAFE):
+            raise BadModelFile(f"the tar holds {entry.path[:100]!r}, which runs code when it is opened")
     return manifest
 
 
-def _unpack(
-    tar: tarfile.TarFile, members: Iterator[tarfile.TarInfo], manifest: Manifest, folder: Path, report: Report
-) -> None:
+class _Metered(io.RawIOBase):
+    """A stream that gives `left` bytes at most: a header may claim to be larger than this machine's memory."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source, self.left = source, _HEADERS
+
+    def read(self, size: int = -1, /) -> bytes:
+        if size > self.left:
+            raise BadModelFile("the tar has a header that is larger than any", "was it made by localllm export?")
+        block = self._source.read(size)
+        self.left -= len(block)
+        return block
+
+
+def _members(tar: tarfile.TarFile, metered: _Metered) -> Iterator[tarfile.TarInfo]:
+    while True:
+        metered.left = _HEADERS
+        member = tar.next()
+        if member is None:
+            return
+        yield member
+
+
+def _unpack(tar: tarfile.TarFile, metered: _Metered, manifest: Manifest, folder: Path, report: Report) -> None:
     expected = {file.path: file for file in manifest.files}
-    for member in members:
+    for member in _members(tar, metered):
         entry = expected.pop(member.name, None)
         if entry is None or not member.isreg() or member.size != entry.size:
             raise BadModelFile(f"the tar holds {member.name[:100]!r}, which its manifest does not name so")
         file = tar.extractfile(member)
         assert file is not None, "a regular member has content"
+        metered.left = entry.size + _HEADERS
         found = write_file(file.read, folder / entry.path, entry.size, report)
         if found.sha256 != entry.sha256:
             raise ChecksumMismatch(f"{entry.path} has the sha256 {found.sha256}, not {entry.sha256}", "carry it again")
@@ -130,53 +167,82 @@ def _sound(what: str) -> Iterator[None]:
         raise BadModelFile(f"{what} is damaged or none: {error}", "carry it again") from None
 
 
+class _Checked(io.RawIOBase):
+    """A file on its way into the tar, which must hold what the manifest in front of it says."""
+
+    def __init__(self, opened: IO[bytes], file: StoredFile, entry: ManifestFile, report: Report) -> None:
+        self._opened, self._file, self._entry, self._report = opened, file, entry, report
+        self._digest, self._done = hashlib.sha256(), 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        block = self._opened.read(size)
+        if len(block) < size:
+            raise _mismatch(self._file)
+        self._digest.update(block)
+        self._done += len(block)
+        done = self._done if _is_sha256(self._file.checksum) else (self._entry.size + self._done) // 2
+        self._report(Event(self._entry.path, done, self._entry.size))
+        return block
+
+    def check(self) -> None:
+        """Raise ChecksumMismatch where it was another file, or goes on."""
+        if self._digest.hexdigest() != self._entry.sha256 or self._opened.read(1):
+            raise _mismatch(self._file)
+
+
+def _sha256(file: StoredFile, flat: str, report: Report) -> str:
+    """The sha256 that was recorded, which is checked while the file is written; else the file's own."""
+    if _is_sha256(file.checksum):
+        return file.checksum
+    sha256 = hashlib.sha256()
+    sha1 = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    done = 0
+    with file.path.open("rb") as opened:
+        while block := opened.read(BLOCK):
+            sha256.update(block)
+            sha1.update(block)
+            done += len(block)
+            report(Event(flat, done // 2, file.size))
+    if done != file.size or file.checksum not in ("", sha1.hexdigest()):
+        raise _mismatch(file)
+    return sha256.hexdigest()
+
+
+def _is_sha256(checksum: str) -> bool:
+    return len(checksum) == 64
+
+
+def _mismatch(file: StoredFile) -> ChecksumMismatch:
+    return ChecksumMismatch(f"{file.path} is not what was recorded of it", "localllm verify --fix mends it")
+
+
 def _flat_names(model: Installed) -> dict[StoredFile, str]:
-    """Names without folders; of two that would be alike the later gets its folder's name in front."""
+    """Names without folders, safe on every platform; of two alike the later gets its folder's name in front."""
     names: dict[StoredFile, str] = {}
     for file in (*model.files, *model.companions):
-        name = file.path.name
+        name = _safe(file.path.name)
         if model.format == "gguf" and file is model.files[0] and file.path.suffix.lower() != ".gguf":
-            name = f"{parse_name_part(model.name)}.gguf"  # Ollama's blobs are named by their sums alone
+            name = f"{local_name(model).replace(':', '-')}.gguf"  # Ollama's blobs are named by their sums alone
         while name.lower() in {n.lower() for n in names.values()}:
-            name = f"{file.path.parent.name}_{name}"
+            name = _safe(f"{file.path.parent.name}_{name}")
         names[file] = name
     return names
 
 
-def parse_name_part(name: str) -> str:
-    return name.rpartition("/")[2].replace(":", "-")
+def _safe(name: str) -> str:
+    return name if is_safe(name) else "_" + re.sub(r"[^A-Za-z0-9_.-]", "_", name)[-200:]
 
 
 def local_name(model: Installed) -> str:
-    """The name a model goes by when it has left the Hub's cache: repo:quant."""
-    if model.place != "hub":
-        text = model.name if model.place == "data" or "/" not in model.name else model.path.stem
-        return str(parse_name(text))
-    repo = model.repository.rpartition("/")[2]
-    return str(parse_name(f"{repo}:{model.quant}" if model.quant else repo))
+    """The name a model goes by where it has no repository and no path: repo:quant, or its file's."""
+    if model.place == "hub":
+        return clean_name(model.repository.rpartition("/")[2], model.quant)
+    if model.folder.parent == store.models_directory():
+        return str(parse_name(model.name))
+    return clean_name(model.path.stem, "")
 
 
-def _sha256(file: StoredFile, report: Report) -> str:
-    """The file's sha256, and a check against what was recorded."""
-    sums = [hashlib.sha256()]
-    recorded = file.checksum
-    if len(recorded) == 40:
-        sums.append(hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False))
-    done = 0
-    with file.path.open("rb") as opened:
-        while block := opened.read(BLOCK):
-            for digest in sums:
-                digest.update(block)
-            done += len(block)
-            report(Event(file.path.name, done // 2, file.size))
-    if (recorded and sums[-1].hexdigest() != recorded) or done != file.size:
-        raise ChecksumMismatch(
-            f"{file.path} is not what was recorded of it: {sums[-1].hexdigest()}", "localllm verify --fix mends it"
-        )
-    return sums[0].hexdigest()
-
-
-def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes]) -> None:
+def _add(tar: tarfile.TarFile, name: str, size: int, file: IO[bytes] | _Checked) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     tar.addfile(info, file)

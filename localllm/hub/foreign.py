@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from localllm.errors import LocalLLMError, UsageError
-from localllm.formats.gguf import read_model
+from localllm.formats.gguf import read_header, read_model
 from localllm.hub.files import RepoFile, quantization, variants
 from localllm.hub.local import ManifestFile
 from localllm.hub.reference import parse_name
 
 MAX_ENTRIES = 10_000
 MAX_MANIFEST = 1 << 20  # bytes
-_MODEL, _PROJECTOR = "application/vnd.ollama.image.model", "application/vnd.ollama.image.projector"
+_MODEL, _PROJECTOR, _ADAPTER = (f"application/vnd.ollama.image.{kind}" for kind in ("model", "projector", "adapter"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +85,14 @@ def _from_ollama(root: Path, path: Path, parts: tuple[str, ...]) -> Foreign | Sk
     weights = [layer for layer in layers if layer["mediaType"] == _MODEL]
     if len(weights) != 1:
         return Skipped(path, f"it has {len(weights)} layers of weights, and one is what can be used in place")
+    if any(layer["mediaType"] == _ADAPTER for layer in layers):
+        return Skipped(path, "it has an adapter, without which it would be another model")
     projectors = [layer for layer in layers if layer["mediaType"] == _PROJECTOR]
     files = tuple(_blob(root, layer) for layer in (*weights, *projectors))
     header = read_model(Path(files[0].path))
-    name = _name(model if namespace == "library" else f"{namespace}-{model}", tag)
+    for projector in files[1:]:
+        read_header(Path(projector.path))
+    name = clean_name(model if namespace == "library" else f"{namespace}-{model}", tag)
     quant = _FILE_TYPES.get(header.metadata.get("general.file_type", -1), quantization(tag))
     return Foreign(name, quant, files, "Ollama")
 
@@ -97,10 +102,12 @@ def _blob(root: Path, layer: dict[str, Any]) -> ManifestFile:
     if not isinstance(digest, str) or not re.fullmatch("sha256:[0-9a-f]{64}", digest):
         raise UsageError(f"its manifest names the digest {str(digest)[:80]!r}, which is none")
     path = (root / "blobs" / digest.replace(":", "-")).absolute()
-    stat = path.stat()
-    if stat.st_size != size:
-        raise UsageError(f"{path} has {stat.st_size} bytes and its manifest says {size!r}")
-    return ManifestFile(str(path), stat.st_size, digest.removeprefix("sha256:"), stat.st_mtime_ns)
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # to open a pipe would be to wait for ever
+        raise UsageError(f"{path} is not a regular file")
+    if status.st_size != size:
+        raise UsageError(f"{path} has {status.st_size} bytes and its manifest says {size!r}")
+    return ManifestFile(str(path), status.st_size, digest.removeprefix("sha256:"), status.st_mtime_ns)
 
 
 def in_lmstudio(root: Path) -> Iterator[Foreign | Skipped]:
@@ -128,9 +135,11 @@ def _in_folder(folder: Path, owner: str, repository: str, only: str = "") -> Ite
         projectors = [f for f in variant.companions if f.path.lower().endswith(".gguf")]
         try:
             read_model(path)
+            for projector in projectors:
+                read_header(folder / projector.path)
             stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
             title = repository or re.sub(rf"[-._]{re.escape(variant.quant)}$", "", stem, flags=re.IGNORECASE)
-            name = _name(re.sub("-gguf$", "", title, flags=re.IGNORECASE), variant.quant)
+            name = clean_name(re.sub("-gguf$", "", title, flags=re.IGNORECASE), variant.quant)
         except LocalLLMError as error:
             yield Skipped(path, str(error))
             continue
@@ -139,27 +148,29 @@ def _in_folder(folder: Path, owner: str, repository: str, only: str = "") -> Ite
 
 
 def _in_place(path: Path) -> ManifestFile:
-    stat = path.stat()
-    return ManifestFile(str(path.absolute()), stat.st_size, "", stat.st_mtime_ns)
+    status = path.stat()
+    return ManifestFile(str(path.absolute()), status.st_size, "", status.st_mtime_ns)
 
 
-def _name(family: str, tag: str) -> str:
-    """A name in the shape that names have; raises UsageError where nothing of it is left."""
-    clean = [re.sub(r"[^a-z0-9_.-]+|\.\.+", "-", part.lower()).strip("-.") for part in (family, tag)]
-    return str(parse_name(":".join(part for part in clean if part)))
+def clean_name(family: str, tag: str) -> str:
+    """A name in the shape that names have, of what others call a model; "model" where nothing of it is left."""
+    # What ends in .gguf would always be read as a file.
+    parts = [re.sub(r"(\.gguf)+$", "", part.lower())[:80] for part in (family, tag)]
+    clean = [re.sub(r"[^a-z0-9_.-]+|\.\.+", "-", part).lstrip("-.").rstrip("-._") for part in parts]
+    return str(parse_name(":".join(part for part in (clean[0] or "model", clean[1]) if part)))
 
 
 def _walk(root: Path) -> Iterator[Path]:
     """Files below a folder, sorted, without hidden ones, following no links to folders; MAX_ENTRIES at most."""
     count = 0
     for here, folders, names in os.walk(root, followlinks=False):
+        count += len(folders) + len(names)
+        if count > MAX_ENTRIES:
+            raise UsageError(f"{root} has more than {MAX_ENTRIES:,} files", "name a folder of models")
         folders[:] = sorted(f for f in folders if not f.startswith("."))
-        for name in sorted(names):
-            count += 1
-            if count > MAX_ENTRIES:
-                raise UsageError(f"{root} has more than {MAX_ENTRIES:,} files", "name a folder of models")
-            if not name.startswith("."):
-                yield Path(here) / name
+        for path in (Path(here) / name for name in sorted(names) if not name.startswith(".")):
+            if path.is_file():
+                yield path
 
 
 # llama.cpp's file types (llama_ftype), for files whose name does not tell the quantization.

@@ -6,12 +6,13 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from localllm.errors import DownloadError, UsageError
+from localllm.errors import BadModelFile, DownloadError, UsageError
 from localllm.hub import catalogue, local, store
 from localllm.hub.download import BLOCK, DISK_RESERVE, Event, Report, disk_error
 from localllm.hub.foreign import Foreign
@@ -19,12 +20,13 @@ from localllm.hub.local import Manifest, ManifestFile
 from localllm.hub.reference import parse_name
 
 LEFTOVER = ".import-"
+MAX_AGE = 24 * 3600  # seconds without a write, after which a folder's pid is another process's by now
 Reader = Callable[[int], bytes]
 
 
 def register(found: Foreign, name: str = "", *, force: bool = False) -> tuple[Manifest, bool]:
     """Write the manifest of a model that is used in place; False where it was there already. Raises UsageError."""
-    chosen, same = _choose_name(found.name, found, name, force=force)
+    chosen, same = _choose_name(found, name, lambda _: None, force=force)
     if same is not None:
         return same, False
     how = f"used in place, from {found.owner}" if found.owner else "used in place"
@@ -50,7 +52,7 @@ def with_sums(found: Foreign, report: Report) -> Foreign:
 
 def copy(found: Foreign, name: str, report: Report, *, force: bool = False) -> tuple[Manifest, bool]:
     """Copy a model below the data directory, hashing it on the way. Raises DownloadError, UsageError."""
-    chosen, same = _choose_name(found.name, found, name, force=force)
+    chosen, same = _choose_name(found, name, report, force=force)
     if same is not None and not same.in_place:
         return same, False
     require_space(sum(file.size for file in found.files))
@@ -85,26 +87,52 @@ def write_file(read: Reader, target: Path, size: int, report: Report) -> Manifes
 
 @contextmanager
 def arriving(name: str) -> Iterator[Path]:
-    """A hidden folder that becomes the model's when everything went well, and vanishes when not."""
+    """A hidden folder that becomes the model's when everything went well, and vanishes when not.
+
+    Raises DownloadError, and UsageError where another process gave the name to another model meanwhile.
+    """
     models = store.models_directory()
     try:
         models.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{LEFTOVER}{os.getpid()}-", dir=models))
     except OSError as error:
-        raise disk_error(error, models) from None
-    old = folder.with_name(folder.name + "-old")
+        raise _disk_error(error, models) from None
+    old, target = folder.with_name(folder.name + "-old"), local.folder_of(models, name)
+    replaces = target.exists()  # the caller has looked at what is there
     try:
         yield folder
-        target = local.folder_of(models, name)
         folder.chmod(0o755)
-        if target.exists():
+        if replaces and target.exists():
             target.replace(old)
-        folder.replace(target)
+        try:
+            folder.replace(target)
+        except OSError:
+            # The system refuses to replace a folder that holds something: another process was faster.
+            if not target.exists():
+                raise
+            _require_same(name, target, folder)
     except OSError as error:
-        raise disk_error(error, models) from None
+        raise _disk_error(error, models) from None
     finally:
+        if old.exists() and not target.exists():  # interrupted between the two: the old one stays
+            old.replace(target)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_same(name: str, target: Path, folder: Path) -> None:
+    """Raise UsageError where two folders do not hold the same model."""
+    there, here = (local.read_manifest(each) for each in (target, folder))
+    if there is None or here is None or _contents(there) != _contents(here):
+        raise UsageError(f"{name} has become another model's name meanwhile", "choose another --name, or --force")
+
+
+def _contents(manifest: Manifest) -> list[tuple[str, int]]:
+    return [(file.sha256 or file.path, file.size) for file in manifest.files]
+
+
+def _disk_error(error: OSError, models: Path) -> DownloadError:
+    return DownloadError(str(disk_error(error, models)), "free some space, or set LOCALLLM_HOME to another folder")
 
 
 def require_space(size: int) -> None:
@@ -120,45 +148,93 @@ def require_space(size: int) -> None:
 
 
 def leftovers() -> list[Path]:
-    """Folders of imports that were killed: whose process is no more."""
+    """Folders of imports that were killed: whose process is no more, or that nobody wrote to for a day.
+
+    A model that was set aside, and not replaced any more, is none: it gets its name back.
+    """
     import psutil
 
     found = []
-    for path in store.models_directory().glob(f"{LEFTOVER}*"):
+    for path in sorted(store.models_directory().glob(f"{LEFTOVER}*")):
         pid = path.name.removeprefix(LEFTOVER).partition("-")[0]
-        if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+        if not pid.isdecimal() or (psutil.pid_exists(int(pid)) and time.time() - _written(path) < MAX_AGE):
+            continue
+        if not (path.name.endswith("-old") and _set_back(path)):
             found.append(path)
     return found
 
 
-def _choose_name(wanted: str, found: Foreign, name: str, *, force: bool) -> tuple[str, Manifest | None]:
-    """The name to use, and the manifest that is there where it is of this very model."""
+def _written(folder: Path) -> float:
+    """When something in a folder was last written, in seconds since 1970; now, where it has just gone."""
+    try:
+        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+    except OSError:
+        return time.time()
+
+
+def _set_back(folder: Path) -> bool:
+    """Give a model its name back, where nothing has it now."""
+    try:
+        manifest = local.read_manifest(folder)
+        target = manifest and local.folder_of(store.models_directory(), manifest.name)
+        if not target or target.exists():
+            return False
+        folder.replace(target)
+    except (OSError, BadModelFile):
+        return False
+    return True
+
+
+def is_whole(manifest: Manifest) -> bool:
+    """Whether all files of a model that has a manifest here are still there."""
+    folder = local.folder_of(store.models_directory(), manifest.name)
+    return all((folder / file.path).is_file() for file in manifest.files)
+
+
+def _choose_name(found: Foreign, name: str, report: Report, *, force: bool) -> tuple[str, Manifest | None]:
+    """The name to use, and the manifest that is there where it is of this very model, unchanged since."""
     if name:
         chosen = str(parse_name(name))
         manifest = taken(chosen, force=force)
-        if manifest is None or _same(manifest, found):
-            return chosen, manifest
+        if manifest is None or _same(manifest, found, report):
+            return chosen, _unchanged(manifest, found)
         raise UsageError(f"{chosen} is another model's name already", "choose another --name, or --force to replace it")
-    family, _, tag = wanted.partition(":")
-    suffix = {"Ollama": "-ollama", "LM Studio": "-lmstudio"}.get(found.owner, "-local")
+    family, _, tag = found.name.partition(":")
+    if catalogue.find(parse_name(found.name)) is not None:
+        family += {"Ollama": "-ollama", "LM Studio": "-lmstudio"}.get(found.owner, "-local")
+    aliases = local.read_aliases(store.data_directory())
     for number in range(1, 1000):
-        base = family if catalogue.find(parse_name(wanted)) is None else family + suffix
         more = "" if number == 1 else f"-{number}"
-        chosen = str(parse_name(f"{base}{more}" + (f":{tag}" if tag else "")))
-        manifest = local.read_manifest(local.folder_of(store.models_directory(), chosen))
-        if manifest is None or _same(manifest, found):
-            return chosen, manifest
-    raise UsageError(f"there are too many models named like {wanted}", "--name NAME gives it another")
+        chosen = str(parse_name(f"{family}{more}" + (f":{tag}" if tag else "")))
+        if chosen in aliases or catalogue.find(parse_name(chosen)) is not None:
+            continue
+        manifest = None if force else local.read_manifest(local.folder_of(store.models_directory(), chosen))
+        if manifest is None or _same(manifest, found, report):
+            return chosen, _unchanged(manifest, found)
+    raise UsageError(f"there are too many models named like {found.name}", "--name NAME gives it another")
 
 
-def _same(manifest: Manifest, found: Foreign) -> bool:
-    """Whether a manifest is of these very files, unchanged since."""
-    mine, theirs = ([(f.path, f.size, f.modified) for f in files] for files in (manifest.files, found.files))
-    return mine == theirs
+def _same(manifest: Manifest, found: Foreign, report: Report) -> bool:
+    """Whether a manifest is of these very files, or of a copy of them; only a copy of the same size is hashed."""
+    if manifest.in_place:
+        return [f.path for f in manifest.files] == [f.path for f in found.files]
+    if [f.size for f in manifest.files] != [f.size for f in found.files] or not is_whole(manifest):
+        return False
+    return [f.sha256 for f in manifest.files] == [f.sha256 for f in with_sums(found, report).files]
+
+
+def _unchanged(manifest: Manifest | None, found: Foreign) -> Manifest | None:
+    """The manifest, where what is used in place has not been written since: else it is out of date."""
+    if manifest is None or not manifest.in_place:
+        return manifest
+    mine, theirs = ([(f.size, f.modified) for f in files] for files in (manifest.files, found.files))
+    return manifest if mine == theirs else None
 
 
 def taken(name: str, *, force: bool) -> Manifest | None:
-    """The manifest that has a name already; raises UsageError for a name of the catalogue or an alias."""
+    """The manifest that has a name already; raises UsageError for one of the catalogue, an alias, or a file's name."""
+    if name.endswith(".gguf"):
+        raise UsageError(f"{name} would always be read as a file", "choose another --name")
     if catalogue.find(parse_name(name)) is not None:
         raise UsageError(f"{name} is a name of the catalogue", "choose another --name")
     if name in local.read_aliases(store.data_directory()):

@@ -22,6 +22,7 @@ from localllm.hub.files import Format, check_path
 from localllm.hub.reference import parse_name
 
 MANIFEST = "manifest.json"
+_YEAR_3000 = 32_503_680_000  # in seconds since 1970; no system's calendar ends before
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,12 @@ def parse_manifest(text: str, where: str) -> Manifest:
         texts = {key: str(data.get(key, "")) for key in ("quant", "source", "revision", "how")}
         created = float(data.get("created", 0))
         manifest = Manifest(str(parse_name(data["name"])), data["format"], files, **texts, created=created)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, UsageError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
         raise BadModelFile(f"{where} is no manifest: {error!r}") from None
     if manifest.format not in ("gguf", "safetensors", "onnx") or not files:
         raise BadModelFile(f"{where} is no manifest: it has no files, or a format that is not known")
+    if not 0 <= created < _YEAR_3000:
+        raise BadModelFile(f"{where} is no manifest: it was created at {created}")
     for file in files:
         if not Path(file.path).is_absolute():
             check_path(file.path)

@@ -110,6 +110,10 @@ HOSTILE: dict[str, tuple[tuple[str, bytes] | tarfile.TarInfo, ...]] = {
     "wrong sum": (("manifest.json", manifest(entry("m.gguf", MODEL, sha256="0" * 64))), FIRST),
     "no sum": (("manifest.json", manifest(entry("m.gguf", MODEL, sha256=""))), FIRST),
     "flipped byte": (GOOD[0], ("m.gguf", MODEL[:-1] + b"!"), GOOD[2]),
+    "code": (("manifest.json", manifest(entry("m.gguf", MODEL), entry("x.py", NOTE))), FIRST, ("x.py", NOTE)),
+    "from the far future": (("manifest.json", manifest(entry("m.gguf", MODEL), created=1e30)), FIRST),
+    "from no time": (("manifest.json", manifest(entry("m.gguf", MODEL), created=float("nan"))), FIRST),
+    "infinite size": (("manifest.json", manifest(entry("m.gguf", MODEL, size=float("inf")))), FIRST),
     "no GGUF": (("manifest.json", manifest(entry("m.gguf", b"evil"))), ("m.gguf", b"evil")),
     "shadows the catalogue": (("manifest.json", manifest(entry("m.gguf", MODEL), name="smollm2:135m")), FIRST),
 }
@@ -131,6 +135,30 @@ def test_a_truncated_tar_leaves_nothing(data: Path) -> None:
         with pytest.raises(LocalLLMError):
             read(packed[:cut])
         assert list((data / "models").glob("*")) == [], cut
+
+
+class Endless(io.RawIOBase):
+    """A beginning, and zeros for ever."""
+
+    def __init__(self, beginning: bytes) -> None:
+        self.beginning, self.given = beginning, 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        block = self.beginning[:size].ljust(size, b"\0")
+        self.beginning = self.beginning[size:]
+        self.given += size
+        assert self.given < 64 << 20
+        return block
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+@pytest.mark.parametrize("before", [b"", tar(GOOD[0]).rstrip(b"\0").ljust(1024, b"\0")])
+def test_a_header_larger_than_memory_is_not_read(data: Path, kind: bytes, before: bytes) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, 7 << 30
+    with pytest.raises(LocalLLMError, match="has a header that is larger than any"):
+        carry.import_tar(Endless(before + info.tobuf(tarfile.USTAR_FORMAT)), "", lambda _: None, force=False)
+    assert list((data / "models").glob("*")) == []
 
 
 def test_garbage_is_no_tar(data: Path) -> None:
