@@ -22,12 +22,12 @@ from localllm.fit import (
     largest_context,
     layers_on_gpu,
     require_memory,
-    row_bytes,
     tokens_per_second,
     verdict,
 )
 from localllm.formats.gguf import Array, Header, read_header
 from localllm.hardware import Gpu, Memory, gpus, memory, physical_cores
+from localllm.shape import row_bytes
 from tests.support.random_models import Model, write
 
 GIB = 1 << 30
