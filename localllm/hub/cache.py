@@ -3,6 +3,7 @@
     models--owner--repo/blobs/<etag>               the bytes, once for all revisions
     models--owner--repo/snapshots/<commit>/<path>  a relative symlink to a blob (the file itself, where there are none)
     models--owner--repo/refs/<revision>            the commit that a branch or tag means
+    models--owner--repo/blobs/<etag>.<12 hex digits>.incomplete   a download that is going on, or was interrupted
     .locks/models--owner--repo/<etag>.lock         held by whoever fetches a blob
 
 Everything here works without huggingface_hub, which costs a third of a second to import.
@@ -10,6 +11,7 @@ Everything here works without huggingface_hub, which costs a third of a second t
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -22,6 +24,7 @@ from localllm.hub.files import RepoFile
 
 PARTIAL = ".incomplete"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_CHECKSUM = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +54,21 @@ class CachedRepository:
     def blob(self, etag: str) -> Path:
         return self.folder / "blobs" / etag
 
-    def partial(self, etag: str) -> Path:
-        return self.folder / "blobs" / (etag + PARTIAL)
+    def partial(self, etag: str, revision: str) -> Path:
+        """Where a blob is fetched to. The name tells for which revision, so that it can be told when that has gone."""
+        return self.folder / "blobs" / f"{etag}.{_slug(revision)}{PARTIAL}"
+
+    def begun(self, etag: str) -> Path | None:
+        """The longest beginning of a blob that is here, for whichever revision.
+
+        huggingface_hub's own (8 hex digits) are left alone: since it has Xet they need not be written in order.
+        """
+        name = re.compile(re.escape(etag) + r"(\.[0-9a-f]{12})?" + re.escape(PARTIAL))
+        return max((p for p in self.partials() if name.fullmatch(p.name)), key=_size, default=None)
+
+    def begun_for(self, revision: str) -> list[Path]:
+        """The beginnings of blobs that were fetched for a revision."""
+        return [path for path in self.partials() if path.name.endswith(f".{_slug(revision)}{PARTIAL}")]
 
     def lock(self, etag: str) -> Path:
         return self.cache / ".locks" / self.folder.name / f"{etag}.lock"
@@ -149,9 +165,13 @@ def claim(lock: Path | None) -> Iterator[bool]:
 
 
 def repositories(cache: Path) -> list[CachedRepository]:
-    """All model repositories in a cache, by name."""
-    names = (name for name in _names(cache) if name.startswith("models--"))
-    return [CachedRepository(cache, name.removeprefix("models--").replace("--", "/")) for name in sorted(names)]
+    """All model repositories in a cache, by name, but for the few old ones without an owner."""
+    names = (name.removeprefix("models--") for name in sorted(_names(cache)) if name.startswith("models--"))
+    return [CachedRepository(cache, name.replace("--", "/")) for name in names if name.count("--") == 1]
+
+
+def _slug(revision: str) -> str:
+    return hashlib.sha256(revision.encode()).hexdigest()[:12]
 
 
 def _files(folder: Path, prefix: str) -> Iterator[RepoFile]:
@@ -167,7 +187,8 @@ def _files(folder: Path, prefix: str) -> Iterator[RepoFile]:
                 continue
             size = entry.stat().st_size
             # The blob's name is the checksum; where there are no symlinks nothing tells it.
-            etag = Path(entry.path).readlink().name if entry.is_symlink() else ""
+            name = Path(entry.path).readlink().name if entry.is_symlink() else ""
+            etag = name if _CHECKSUM.fullmatch(name) else ""  # other servers' names say nothing of the bytes
         except OSError:
             continue
         yield RepoFile(prefix + entry.name, size, etag)

@@ -19,7 +19,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO
 
-from localllm.errors import BadModelFile, ChecksumMismatch, DownloadError, UsageError
+from localllm.errors import BadModelFile, ChecksumMismatch, UsageError
 from localllm.formats.gguf import read_header, read_model
 from localllm.hub import local, store
 from localllm.hub.download import BLOCK, Event, Report, disk_error
@@ -67,7 +67,7 @@ def export_file(model: Installed, path: Path, name: str, report: Report, *, forc
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        raise DownloadError(str(disk_error(error, path.parent)), "name a FILE in another folder") from None
+        raise disk_error(error, path.parent, "name a FILE in another folder") from None
     finally:
         beside.unlink(missing_ok=True)
     return manifest

@@ -1,8 +1,8 @@
 """One file from the Hub into its cache: resumed, checked, and only then given its final name.
 
-A partial file has the blob's name and `.incomplete` behind it, and stays when the process dies: the next one, which
-must hold the blob's lock as huggingface_hub's own processes do, hashes what is there and asks for the rest. Bytes go to
-the kernel as they come, a megabyte at a time, so that a kill loses no more than that and what the socket held.
+A partial file stays when the process dies: the next one, which must hold the blob's lock as huggingface_hub's own
+processes do, hashes what is there and asks for the rest. Bytes go to the kernel as they come, a megabyte at a time, so
+that a kill loses no more than that and what the socket held.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from localllm.errors import ChecksumMismatch, DownloadError, LocalLLMError
+from localllm.errors import ChecksumMismatch, DownloadError
 from localllm.hub import remote
 from localllm.hub.cache import PARTIAL, CachedRepository
 from localllm.hub.files import RepoFile
@@ -50,6 +50,7 @@ class Download:
     """A file to fetch. `wait(seconds)` sleeps, and raises Cancelled when there is no more need."""
 
     home: CachedRepository
+    revision: str
     commit: str
     file: RepoFile
     report: Report
@@ -78,13 +79,18 @@ class Download:
                 f"{self.file.path} is larger than 50 GB, which the Hub does not serve over HTTP",
                 f"hf download {self.home.repository} {self.file.path} puts it into the same cache",
             )
-        path = self.home.partial(self.file.etag)
+        path = self.home.partial(self.file.etag, self.revision)
         path.parent.mkdir(parents=True, exist_ok=True)
+        if (begun := self.home.begun(self.file.etag)) is not None:
+            begun.replace(path)
         # What an earlier process left may have been damaged since, by a power cut for one: then once more from nothing.
         try:
             digest = self._resume(path) or self._resume(path)
+        except ChecksumMismatch:
+            path.unlink()
+            raise
         finally:
-            if path.exists() and not path.stat().st_size:
+            if self.file.size and path.exists() and not path.stat().st_size:
                 path.unlink()
         if digest != self.file.etag:
             path.unlink(missing_ok=True)
@@ -116,17 +122,15 @@ class Download:
     def _receive(self, file: BinaryIO | Any, position: int, digest: Any) -> Any:
         """Append what is missing, over as many connections as it takes."""
         url = remote.connect().hf_hub_url(self.home.repository, self.file.path, revision=self.commit)
-        failures = 0
+        failures, furthest = 0, position
         while position < self.file.size:
-            before = position
             try:
                 with remote.stream(self.home.repository, url, position) as response:
-                    if position and not _continues(response, position):
+                    if position and not remote.continues(response, position):
                         # The server sends the file from its beginning.
                         position, digest = 0, _hash_of(self.file)
                         file.seek(0)
                         file.truncate()
-                    before = position
                     for block in response.iter_bytes(BLOCK):
                         position += len(block)
                         if position > self.file.size:
@@ -138,7 +142,9 @@ class Download:
                 if position < self.file.size:
                     raise Later(DownloadError(f"{self.file.path} ended after {position:,} bytes"))
             except Later as later:
-                failures = 1 if position > before else failures + 1
+                # A server that begins anew each time, and breaks at the same place, brings nothing either.
+                failures = 1 if position > furthest else failures + 1
+                furthest = max(furthest, position)
                 if failures >= TRIES:
                     raise later.error from None
                 self.wait(remote.seconds_to_wait(later, failures, partial(self._tell, position)))
@@ -153,25 +159,14 @@ class Download:
         self.wait(0)
 
 
-def disk_error(error: OSError, folder: Path) -> LocalLLMError:
-    """What an error of the file system means to somebody who downloads."""
+def disk_error(error: OSError, folder: Path, way_out: str = "") -> DownloadError:
+    """What an error of the file system means to somebody who downloads, or with another `way_out` to others."""
     if error.errno in _FULL:
-        return DownloadError(
-            f"the disk of {folder} is full", "free some space and run it again: it goes on where it stopped"
-        )
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-        return DownloadError(f"{error.filename or folder} cannot be written", "set HF_HUB_CACHE to a folder that can")
-    return DownloadError(f"{error.strerror or error}: {error.filename or folder}", "is the disk sound?")
-
-
-def _continues(response: Any, position: int) -> bool:
-    """Whether the server sends what it was asked for; raises DownloadError where it sends some other part."""
-    if response.status_code != 206:
-        return False
-    sent = response.headers.get("Content-Range", "")
-    if not sent.startswith(f"bytes {position}-"):
-        raise DownloadError(f"the server was asked for bytes from {position} and sends {sent!r}")
-    return True
+        again = way_out or "free some space and run it again: it goes on where it stopped"
+        return DownloadError(f"the disk of {folder} is full", again)
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOENT, errno.ENOTDIR):
+        return DownloadError(f"{folder} cannot be written", way_out or "set HF_HUB_CACHE to a folder that can")
+    return DownloadError(f"{error.strerror or error}: {folder}", way_out or "is the disk sound?")
 
 
 def _hash_of(file: RepoFile) -> Any:

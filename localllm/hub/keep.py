@@ -132,7 +132,7 @@ def _contents(manifest: Manifest) -> list[tuple[str, int]]:
 
 
 def _disk_error(error: OSError, models: Path) -> DownloadError:
-    return DownloadError(str(disk_error(error, models)), "free some space, or set LOCALLLM_HOME to another folder")
+    return disk_error(error, models, "free some space, or set LOCALLLM_HOME to another folder")
 
 
 def require_space(size: int) -> None:

@@ -136,10 +136,9 @@ def _require_space(plan: Plan) -> None:
 def _missing(home: CachedRepository, commit: str, file: RepoFile) -> int:
     if home.holds(commit, file):
         return 0
-    for path in (home.blob(file.etag), home.partial(file.etag)):
-        if path.exists():
-            return max(0, file.size - path.stat().st_size)
-    return file.size
+    here = home.blob(file.etag)
+    path = here if here.exists() else home.begun(file.etag)
+    return max(0, file.size - path.stat().st_size) if path else file.size
 
 
 def _keep_what_did_not_change(home: CachedRepository, listing: Listing) -> None:
@@ -150,9 +149,9 @@ def _keep_what_did_not_change(home: CachedRepository, listing: Listing) -> None:
 
 
 def _tidy(home: CachedRepository, listing: Listing) -> None:
-    """Remove partial files of blobs that the repository no longer has: nothing could ever complete them."""
+    """Remove what was begun for this revision and is not in it any more: nothing could ever complete it."""
     known = {file.etag for file in listing.files}
-    for partial in home.partials():
+    for partial in home.begun_for(listing.revision):
         etag = partial.name.partition(".")[0]
         if etag not in known:
             with claim(home.lock(etag)) as free:
@@ -201,7 +200,8 @@ class _Workers:
             while not self._stop.is_set():
                 file = self._todo.get_nowait()
                 plan = self._plan
-                Download(plan.home, plan.listing.commit, file, self._events.put, self._wait).run()
+                listing = plan.listing
+                Download(plan.home, listing.revision, listing.commit, file, self._events.put, self._wait).run()
         except queue.Empty:
             pass
         except BaseException as error:  # whatever it is, the caller's thread must hear of it, or it waits for ever

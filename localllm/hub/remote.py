@@ -97,7 +97,8 @@ def connect() -> Any:
 
 def page(repository: str) -> str:
     """The address of a repository's page, for people."""
-    return f"{os.environ.get('HF_ENDPOINT', 'https://huggingface.co').rstrip('/')}/{repository}"
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    return re.sub(r"//[^/@]*@", "//", endpoint) + f"/{repository}"  # without a password that stands in it
 
 
 def listing(repository: str, revision: str = "main", notify: Notify = lambda _: None, tries: int = TRIES) -> Listing:
@@ -108,7 +109,7 @@ def listing(repository: str, revision: str = "main", notify: Notify = lambda _: 
     hub = connect()
 
     def ask() -> Listing:
-        with errors(repository):
+        with errors(repository), _understood():
             info = hub.HfApi().model_info(
                 repository, revision=None if revision == "main" else revision, files_metadata=True, timeout=SECONDS
             )
@@ -150,7 +151,7 @@ def search(text: str, limit: int, sort: str, notify: Notify = lambda _: None) ->
 
     def ask() -> list[Found]:
         found: dict[str, Any] = {}
-        with errors("a search"):
+        with errors("a search"), _understood():
             # A GGUF need not say what it is for; an ONNX model must be one that generates text.
             for kind in (["gguf"], ["onnx", "text-generation"]):
                 expand = ["downloads", "likes", "tags", "lastModified"]
@@ -196,6 +197,16 @@ def _timeouts() -> Any:
     return (connect, read, read, connect)
 
 
+def continues(response: Any, position: int) -> bool:
+    """Whether the server sends what it was asked for; raises DownloadError where it sends some other part."""
+    if response.status_code != 206:
+        return False
+    sent = response.headers.get("Content-Range", "")
+    if not sent.startswith(f"bytes {position}-"):
+        raise DownloadError(f"the server was asked for bytes from {position} and sends {sent!r}")
+    return True
+
+
 class RemoteBytes:
     """A file on the Hub, read by ranges of bytes as they are asked for; `[a:b]` and `len()` as of bytes."""
 
@@ -218,12 +229,13 @@ class RemoteBytes:
     def _read(self, stop: int) -> None:
         start = len(self.prefix)
         with stream(self._repository, self._url, start, stop) as response:
-            if response.status_code != 206:
+            if not continues(response, start):
                 self.prefix.clear()  # the server sends the file from its beginning
             for block in response.iter_bytes(1 << 16):
                 self.prefix += block
                 if len(self.prefix) >= stop:
                     return
+        raise Later(DownloadError(f"{self._file.path} ended after {len(self.prefix):,} of {self._file.size:,} bytes"))
 
 
 def persist(ask: Callable[[], _T], notify: Notify, tries: int = TRIES) -> _T:
@@ -287,6 +299,19 @@ def errors(repository: str) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Where a login page or something else answers in the Hub's place, its library fails in many ways."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if type(error).__module__.startswith("huggingface_hub"):
+            raise
+        raise Unreachable(
+            "the Hub's answer cannot be understood", "is there a login page in between, is HF_ENDPOINT a Hub?"
+        ) from None
+
+
 def _status(repository: str, error: Any) -> Exception:
     response = error.response
     status = response.status_code if response is not None else 0
@@ -306,7 +331,7 @@ def retry_after(headers: Any) -> float | None:
         return float(text)
     try:
         return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 

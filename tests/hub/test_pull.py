@@ -248,6 +248,23 @@ def test_a_listing_that_fails_is_asked_for_again_when_the_server_says(tmp_path: 
     assert time.monotonic() - started > 2
 
 
+def test_an_empty_file_is_a_file(tmp_path: Path, hub: Hub) -> None:
+    commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL, "LICENSE": b""})
+    done = pull(hub, tmp_path, "owner/repo:Q4_0")
+    assert done.returncode == 0, done.stderr
+    assert (snapshot(tmp_path, commit) / "LICENSE").read_bytes() == b""
+
+
+@pytest.mark.parametrize("body", [b"<html>please log in</html>", b"{}", b"[]", b"null"])
+def test_a_login_page_in_between_is_no_defect(tmp_path: Path, hub: Hub, body: bytes) -> None:
+    hub.fault("status", status=200, body=body, times=None, headers={"Content-Type": "text/html"})
+    for words in (["pull", "owner/repo:Q4_0"], ["search", "tale"]):
+        done = localllm(*words, **environment(hub, tmp_path))
+        assert done.returncode == 1
+        assert "please report it" not in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_server_that_wants_an_hour_is_not_waited_for(tmp_path: Path, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
     hub.fault("status", match="/api/models", status=429, headers={"Retry-After": "3600"}, times=None)
@@ -338,6 +355,28 @@ def test_a_changed_revision_in_between(tmp_path: Path, hub: Hub) -> None:
     assert done.returncode == 0, done.stderr
     assert (snapshot(tmp_path, commit) / "m-Q4_0.gguf").read_bytes() == changed
     assert set(tree(tmp_path / "hub").values()) == {"file", "link"}  # what was begun of the old revision has gone
+
+
+@pytest.mark.slow
+def test_what_was_begun_of_another_revision_is_kept(tmp_path: Path, hub: Hub) -> None:
+    commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
+    hub.branch("owner/repo", "dev", commit)
+    hub.add("owner/repo", {"m-Q4_0.gguf": gguf()})
+    hub.fault("drop", match="cdn GET", after=1_200_000, times=None)
+    command = [*COMMAND, "pull", "owner/repo@dev:Q4_0"]
+    variables = {**os.environ, **environment(hub, tmp_path)}
+    process = subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 30
+    while not [p for p in tmp_path.rglob("*.incomplete") if p.stat().st_size] and time.monotonic() < end:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    hub.heal()
+    assert pull(hub, tmp_path, "owner/repo:Q4_0").returncode == 0
+    assert list(tree(tmp_path / "hub").values()).count("partial") == 1
+    done = pull(hub, tmp_path, "owner/repo@dev:Q4_0")
+    assert "of it are here already" in done.stderr
+    assert "partial" not in tree(tmp_path / "hub").values()
 
 
 def test_a_new_revision_keeps_what_did_not_change(tmp_path: Path, hub: Hub) -> None:
