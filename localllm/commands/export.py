@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -22,8 +21,8 @@ def export(
     quiet: QuietOption = False,
 ) -> None:
     """Pack a model with its manifest and checksums into a tar, which `import` unpacks on another machine."""
-    from localllm.hub import carry, catalogue, store
-    from localllm.hub.reference import parse, parse_name
+    from localllm.hub import carry, store
+    from localllm.hub.reference import local_path, parse
     from localllm.ui.progress import download_progress, say
     from localllm.ui.units import size
 
@@ -39,7 +38,6 @@ def export(
         if file == "-":
             carry.export(model, sys.stdout.buffer, name, report)
         else:
-            carry.export_file(model, Path(file).expanduser(), name, report, force=force)
+            carry.export_file(model, local_path(file), name, report, force=force)
     if not quiet:
-        more = " --name NAME" if catalogue.find(parse_name(name)) else ""  # which import does not give to another
-        say(f"{name} ({size(sum(f.size for f in files))}) is packed; over there: localllm import {file}{more}")
+        say(f"{name} ({size(sum(f.size for f in files))}) is packed; over there: localllm import {file}")

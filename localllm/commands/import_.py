@@ -29,16 +29,18 @@ def import_(
 
     Prints the name that `run` takes.
     """
+    from localllm.hub.reference import local_path
     from localllm.ui.progress import say
 
     style: Style = "quiet" if quiet else "auto"
-    path = Path(file).expanduser()
-    if file != "-" and not path.is_file():
-        raise ModelNotFound(f"no such file: {path}", "import takes a .gguf or a .tar; register takes folders")
-    if file == "-" or path.suffix.lower() == ".tar":
+    path = None if file == "-" else local_path(file)
+    if path is not None and not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ModelNotFound(f"{path} {what}", "import takes a .gguf or a .tar; register takes folders")
+    if path is None or path.suffix.lower() == ".tar":
         if copy:
             raise UsageError("--copy is for a .gguf; a tar is always unpacked")
-        manifest, new = _from_tar(file, name, style, force=force)
+        manifest, new = _from_tar(path, name, style, force=force)
     else:
         manifest, new = _from_file(path, name, style, copy=copy, force=force)
     if not new and not quiet:
@@ -63,15 +65,15 @@ def _from_file(path: Path, name: str, style: Style, *, copy: bool, force: bool) 
         return keep.copy(ours[0], name, report, force=force)
 
 
-def _from_tar(file: str, name: str, style: Style, *, force: bool) -> tuple[Manifest, bool]:
+def _from_tar(path: Path | None, name: str, style: Style, *, force: bool) -> tuple[Manifest, bool]:
     from localllm.hub import carry
     from localllm.ui.progress import download_progress
 
-    if file == "-" and sys.stdin.isatty():
+    if path is None and sys.stdin.isatty():
         raise UsageError("there is no tar on standard input", "localllm import - < model.tar")
-    total = 0 if file == "-" else Path(file).expanduser().stat().st_size
+    total = path.stat().st_size if path else 0
     with download_progress(1, total, style, plain=False) as report:
-        if file == "-":
+        if path is None:
             return carry.import_tar(sys.stdin.buffer, name, report, force=force)
-        with Path(file).expanduser().open("rb") as opened:
+        with path.open("rb") as opened:
             return carry.import_tar(opened, name, report, force=force)

@@ -45,7 +45,8 @@ def _row(model: Installed, facts: Facts) -> tuple[str, ...]:
 
     parameters = "~" * facts.guessed + count(facts.parameters)
     kind = (model.engine, model.format, model.quant, parameters)
-    return (model.name, *kind, size(model.size), date(model.modified), str(model.path))
+    place = str(model.path) if model.path.exists() else f"(gone) {model.path}"
+    return (model.name, *kind, size(model.size), date(model.modified), place)
 
 
 def _object(model: Installed, facts: Facts) -> dict[str, object]:

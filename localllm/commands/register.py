@@ -31,6 +31,7 @@ def register(
 
     from localllm.errors import LocalLLMError
     from localllm.hub import foreign, keep
+    from localllm.hub.reference import local_path
     from localllm.ui.progress import say
 
     if (path is not None) + ollama + lmstudio != 1:
@@ -41,7 +42,7 @@ def register(
         found = _search(foreign.lmstudio_folders(), foreign.in_lmstudio)
     else:
         assert path is not None
-        found = _search([path.expanduser()], foreign.in_folder)
+        found = _search([local_path(str(path))], foreign.in_folder)
     if name and len(found) != 1:
         raise UsageError(f"--name is for one model, and there are {len(found)}")
     rows = []

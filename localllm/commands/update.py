@@ -10,8 +10,9 @@ from localllm.commands._options import JsonOption
 from localllm.errors import LocalLLMError, ModelNotFound
 
 if TYPE_CHECKING:
+    from localllm.hub.files import RepoFile
     from localllm.hub.remote import Listing
-    from localllm.hub.store import Installed
+    from localllm.hub.store import Installed, StoredFile
 
 
 def update(
@@ -48,14 +49,18 @@ def update(
 def _state(model: Installed, asked: dict[tuple[str, str], Listing | LocalLLMError]) -> tuple[str, str]:
     """`current`, `newer`, `gone`, `pinned` or `unknown`, and what follows from it; each repository is asked once."""
     from localllm.hub.cache import CachedRepository
+    from localllm.hub.reference import HubReference, parse
     from localllm.hub.store import hub_cache
     from localllm.ui.units import size
 
     home = CachedRepository(hub_cache(), model.repository)
     names = next((s.names for s in home.snapshots(model.revision)), ())
-    if not names:
+    reference = parse(model.name)
+    # A plain name means main, though the snapshot that has the file may be an older one.
+    plain = isinstance(reference, HubReference) and not reference.revision and bool(home.commit("main"))
+    if not names and not plain:
         return "pinned", f"it is commit {model.revision[:7]}, which does not change"
-    branch = "main" if "main" in names else names[0]
+    branch = "main" if plain or "main" in names else names[0]
     key = (model.repository, branch)
     if key not in asked:
         asked[key] = _ask(*key)
@@ -70,10 +75,17 @@ def _state(model: Installed, asked: dict[tuple[str, str], Listing | LocalLLMErro
         now = there.get(file.path.relative_to(model.folder).as_posix())
         if now is None:
             return "gone", f"{file.path.name} is not in {branch} any more; the files here stay"
-        changed += now.size if now.etag != file.checksum else 0
+        changed += now.size if _differs(file, now) else 0
+    for file in model.companions:
+        beside = there.get(file.path.relative_to(model.folder).as_posix())
+        changed += beside.size if beside is not None and _differs(file, beside) else 0
     if changed:
         return "newer", f"{size(changed)} at {listing.commit[:7]}: localllm pull {model.name}"
     return "current", f"{branch} is {listing.commit[:7]}"
+
+
+def _differs(file: StoredFile, now: RepoFile) -> bool:
+    return now.etag != file.checksum if file.checksum else now.size != file.size
 
 
 def _ask(repository: str, branch: str) -> Listing | LocalLLMError:

@@ -48,7 +48,7 @@ def verify(
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     if corrupt:
         hint = "what cannot be fetched must be brought again" if fix else "localllm verify --fix fetches them again"
-        raise ChecksumMismatch(f"{corrupt} files are corrupt", hint)
+        raise ChecksumMismatch(f"{corrupt} file is corrupt" if corrupt == 1 else f"{corrupt} files are corrupt", hint)
     if not models:
         say("there is no model here to verify")
 
@@ -75,7 +75,8 @@ def _tell(model: Installed, found: list[Corrupt], checked: int, *, fixed: bool, 
         state = "fetched again" if fixed else f"has the checksum {bad.found or '(cannot be read)'}"
         print(f"CORRUPT {bad.file.path} {state}, not {bad.file.checksum}" if not fixed else f"FIXED {bad.file.path}")
     if not found and not quiet:
-        print(f"ok {model.name}: {checked} files" if checked else f"unknown {model.name}: no checksum is recorded")
+        count = f"{checked} file{'s' * (checked != 1)}"
+        print(f"ok {model.name}: {count}" if checked else f"unknown {model.name}: no checksum is recorded")
 
 
 def _fix(model: Installed, found: list[Corrupt]) -> bool:

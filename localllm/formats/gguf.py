@@ -391,6 +391,7 @@ _POSITIVE = {
     "rope.dimension_count": 1 << 16,
     "vocab_size": 1 << 24,
 }
+_NEVER_PER_LAYER = ("block_count", "embedding_length", "context_length", "vocab_size")
 _HEADS = ("attention.head_count", "attention.head_count_kv")
 # Converters write that these have no heads; hybrids say so layer by layer, in an array.
 WITHOUT_ATTENTION = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
@@ -402,7 +403,7 @@ def _check_metadata(header: Header, bad: Any) -> None:
         raise bad("it does not name its architecture")
     for key, limit in _POSITIVE.items():
         value = header.get(key)
-        items = value if isinstance(value, tuple) else (value,)
+        items = value if isinstance(value, tuple) and key not in _NEVER_PER_LAYER else (value,)
         least = 0 if key in _HEADS and (isinstance(value, tuple) or architecture in WITHOUT_ATTENTION) else 1
         if value is not None and not all(
             isinstance(i, int) and not isinstance(i, bool) and least <= i <= limit for i in items

@@ -21,7 +21,7 @@ from typing import IO
 
 from localllm.errors import BadModelFile, ChecksumMismatch, UsageError
 from localllm.formats.gguf import read_header, read_model
-from localllm.hub import local, store
+from localllm.hub import catalogue, local, store
 from localllm.hub.download import BLOCK, Event, Report, disk_error
 from localllm.hub.files import UNSAFE, is_safe
 from localllm.hub.foreign import clean_name
@@ -82,8 +82,11 @@ def import_tar(source: IO[bytes], name: str, report: Report, *, force: bool) -> 
     with _sound("the tar"), tarfile.open(fileobj=metered, mode="r|", bufsize=BLOCK) as tar:
         members = _members(tar, metered)
         manifest = _read_manifest(tar, next(members, None))
-        chosen = str(parse_name(name or manifest.name))
-        known = taken(chosen, force=force)
+        chosen = str(parse_name(name)) if name else _free_of_the_catalogue(manifest)
+        if (entry := catalogue.find(parse_name(chosen))) is not None and store.installed(entry) is not None:
+            taken(chosen, force=force, sha256=manifest.files[0].sha256)
+            return replace(manifest, name=chosen), False
+        known = taken(chosen, force=force, sha256=manifest.files[0].sha256)
         if known is not None:
             if {f.sha256 for f in known.files} != {f.sha256 for f in manifest.files}:
                 raise UsageError(f"{chosen} is another model's name already", "--name NAME or --force")
@@ -99,6 +102,15 @@ def import_tar(source: IO[bytes], name: str, report: Report, *, force: bool) -> 
                     read_header(folder / more)
             local.write_manifest(folder, manifest)
     return manifest, True
+
+
+def _free_of_the_catalogue(manifest: Manifest) -> str:
+    """The model's name, or another where the catalogue means another model by that."""
+    name = parse_name(manifest.name)
+    entry = catalogue.find(name)
+    if entry is None or manifest.files[0].sha256 in {source.sha256 for source in entry.sources}:
+        return str(name)
+    return str(replace(name, family=f"{name.family}-local"))
 
 
 def _read_manifest(tar: tarfile.TarFile, member: tarfile.TarInfo | None) -> Manifest:

@@ -40,7 +40,11 @@ def facts_of(models: Iterable[Installed], seconds: float = math.inf) -> list[Fac
     changed = False
     end = time.monotonic() + seconds
     for model in models:
-        key = "\n".join(f"{f.path} {f.size} {f.path.stat().st_mtime_ns}" for f in model.files)
+        try:
+            key = "\n".join(f"{f.path} {f.size} {f.path.stat().st_mtime_ns}" for f in model.files)
+        except OSError:  # it has gone
+            found.append(_guess(model))
+            continue
         row = kept.get(key)
         if row is None and time.monotonic() > end:
             found.append(_guess(model))
@@ -76,7 +80,7 @@ def _read(model: Installed) -> Facts:
             return Facts(header.architecture, header.parameters, int(header.get("context_length", 0)))
         if model.format == "safetensors":
             return _read_checkpoint(model)
-    except LocalLLMError:
+    except (LocalLLMError, TypeError, ValueError, OverflowError):
         pass  # a broken file is listed all the same; `show` and `verify` say what is wrong with it
     return Facts()
 
@@ -88,7 +92,7 @@ def _read_checkpoint(model: Installed) -> Facts:
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
         architecture, context = str(values.get("model_type", "")), int(values.get("max_position_embeddings", 0))
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         architecture, context = "", 0
     return Facts(architecture, sum(read_header(f.path).parameters for f in model.files), context)
 

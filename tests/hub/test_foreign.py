@@ -63,7 +63,7 @@ def test_ollama_s_models_are_used_in_place(here: Path, model_path: Path) -> None
     assert (ran.returncode, bool(ran.stdout.strip())) == (0, True), ran.stderr
     again = localllm("register", "--ollama")
     assert again.stderr.count("is registered already") == 4
-    assert "ok tale:135m: 1 files" in localllm("verify", "tale:135m").stdout  # the digest is the recorded sha256
+    assert "ok tale:135m: 1 file" in localllm("verify", "tale:135m").stdout  # the digest is the recorded sha256
     removed = localllm("rm", "-y", "tale:135m")
     assert "is only forgotten, its file stays" in removed.stderr
     assert Path(rows["tale:135m"]["path"]).exists()
@@ -172,10 +172,10 @@ def test_import_by_reference_and_by_copy(here: Path) -> None:
     file.write_bytes(MODEL)
     assert localllm("import", str(file)).stdout == "tale:q4_0\n"
     assert "tale:q4_0 is here already" in localllm("import", str(file)).stderr
-    assert "ok tale:q4_0: 1 files" in localllm("verify", "tale:q4_0").stdout
+    assert "ok tale:q4_0: 1 file" in localllm("verify", "tale:q4_0").stdout
     assert localllm("import", str(file), "--copy", "--name", "copied").stdout == "copied\n"
     file.unlink()
-    assert "ok copied: 1 files" in localllm("verify", "copied").stdout
+    assert "ok copied: 1 file" in localllm("verify", "copied").stdout
     assert next((here / "data/models/copied").glob("*.gguf")).read_bytes() == MODEL
     replaced = localllm("import", str(file.with_name("other.gguf")), "--name", "copied", "--force")
     assert replaced.returncode == 1, "there is no such file"
@@ -187,8 +187,8 @@ def test_import_by_reference_and_by_copy(here: Path) -> None:
     text.write_text("no model")
     for words, said in (
         ([str(text)], "is not a GGUF file"),
-        ([str(here / "none.gguf")], "no such file"),
-        ([str(here)], "no such file"),
+        ([str(here / "none.gguf")], "none.gguf does not exist"),
+        ([str(here)], "is a folder (import takes a .gguf or a .tar; register takes folders)"),
     ):
         failed = localllm("import", *words)
         assert failed.returncode == 1

@@ -318,3 +318,23 @@ def test_an_empty_folder_of_ollama_s_does_not_hide_the_next(here: Path, monkeypa
     (here / "home/.lmstudio/models").mkdir(parents=True)
     model(here / "home/.cache/lm-studio/models/publisher/Tale-GGUF/Tale-Q4_0.gguf")
     assert "tale:q4_0" in localllm("register", "--lmstudio").stdout
+
+
+def test_nothing_is_replaced_that_is_no_model_of_ours(here: Path) -> None:
+    """Files of the user's where the manifest would go: they were deleted, the registered one among them."""
+    own = here / "data/models/foo/foo.gguf"
+    model(own)
+    (own.parent / "notes.txt").write_text("mine")
+    for words in (["import", str(own)], ["import", str(own), "--copy"], ["import", str(own), "--force"]):
+        done = localllm(*words)
+        assert done.returncode == 2
+        assert "is no part of a model of ours (move it, or choose another --name)" in done.stderr
+    assert sorted(p.name for p in own.parent.iterdir()) == ["foo.gguf", "notes.txt"]
+    assert localllm("import", str(own), "--name", "bar").stdout == "bar\n"
+    assert own.exists()
+    model(here / "m.gguf")
+    assert localllm("import", str(here / "m.gguf"), "--copy", "--name", "baz").returncode == 0
+    inside = next((here / "data/models/baz").glob("*.gguf"))
+    done = localllm("import", str(inside), "--name", "baz", "--force")
+    assert (done.returncode, inside.exists()) == (2, True)
+    assert "lies in the folder that would be replaced" in done.stderr

