@@ -70,9 +70,9 @@ class Option:
             raise UsageError(f"{self.flag}: not a number")
         number: float = value if isinstance(value, (int, float)) else 0
         if self.minimum is not None and number < self.minimum:
-            raise UsageError(f"{self.flag}: {number:g} is below {self.minimum:g}")
+            raise UsageError(f"{self.flag}: {number:.15g} is below {self.minimum:.15g}")
         if self.maximum is not None and number > self.maximum:
-            raise UsageError(f"{self.flag}: {number:g} is above {self.maximum:g}")
+            raise UsageError(f"{self.flag}: {number:.15g} is above {self.maximum:.15g}")
 
 
 def option(

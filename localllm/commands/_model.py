@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localllm.errors import BadModelFile, LocalLLMError, ModelNotFound, UsageError
+from localllm.errors import BadModelFile, LocalLLMError, ModelNotFound, Unreachable, UsageError
 from localllm.hub import catalogue, store
 from localllm.hub.catalogue import DEFAULT_MODEL, Entry, HubSource
 from localllm.hub.reference import HubReference, ModelName, Reference, looks_like_model, parse
@@ -40,6 +40,8 @@ def split_words(words: list[str], model: str | None) -> tuple[str | None, str]:
     if known:
         return first, " ".join(words[1:])
     if looks_like_model(first):
+        if first.lower().endswith(".gguf") and first.count("/") != 2:
+            raise ModelNotFound(f"no such file: {first}", "localllm list shows what is here")
         raise ModelNotFound(
             f"{first!r} looks like a model, and there is none of that name here",
             f"-m {first} fetches it if it is on the Hub; -m MODEL before a prompt makes every word prompt",
@@ -109,12 +111,18 @@ def listing_of(reference: Reference) -> tuple[Listing, str, str]:
     """The repository that holds a model which is not here, with the quantization and the file that are meant."""
     from localllm.hub import remote
     from localllm.ui.progress import say
+    from localllm.ui.units import size
 
     if isinstance(reference, HubReference):
         listing = remote.listing(reference.repository, reference.revision or "main", say)
         return listing, reference.quant, reference.file
     source = _hub_source(reference)
-    return remote.listing(source.repository, source.revision, say), "", source.file
+    try:
+        return remote.listing(source.repository, source.revision, say), "", source.file
+    except (Unreachable, ModelNotFound) as error:
+        entry = catalogue.get(reference)  # type: ignore[arg-type]  # `_hub_source` has looked
+        hint = f"the catalogue says it needs {size(entry.memory)}; localllm pull {entry.name} tries its other sources"
+        raise type(error)(str(error), hint) from None
 
 
 def _hub_source(reference: Reference) -> HubSource:

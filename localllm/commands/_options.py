@@ -13,7 +13,7 @@ from localllm.fields import Option, options
 
 ModelOption = Annotated[
     Optional[str],  # noqa: UP045  # typer reads it at run time on 3.10 too
-    typer.Option("--model", "-m", metavar="MODEL", help="The model; every word is then prompt."),
+    typer.Option("--model", "-m", metavar="MODEL", help="The model; with run, every word is then prompt."),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Fetch a model that is not here without asking.")]
 VerboseOption = Annotated[

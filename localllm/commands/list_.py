@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def list_(as_json: JsonOption = False) -> None:
-    """List the models on this machine, from the Hub's cache and your own; the name is what `run` takes."""
+    """List the models on this machine, from the Hub's cache and your own; the name is what `run` takes.
+
+    A narrow terminal goes without some columns; a pipe and --json have them all.
+    """
     import json
     import math
 

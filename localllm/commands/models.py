@@ -41,4 +41,5 @@ def models(
             for entry, path in entries
         ],
         right=(2, 3, 4),
+        expendable=(5, 4),
     )

@@ -69,22 +69,29 @@ def _pull(text: str, style: Style, *, dry_run: bool) -> None:
 def _from_catalogue(name: ModelName, style: Style, *, dry_run: bool) -> Path | None:
     from localllm.commands._model import describe_entry, fetch_entry
     from localllm.hub import catalogue, store
-    from localllm.ui.progress import say
+    from localllm.hub.catalogue import HubSource
+    from localllm.ui.progress import emit, say
 
     path = store.locate(name)
-    if path is None:
-        entry = catalogue.get(name)
-        if style == "auto":
-            say(f"{entry.title} ({entry.name}): {describe_entry(entry)}")
-        path = None if dry_run else fetch_entry(entry, style)
-    return path
+    if path is not None:
+        return path
+    entry = catalogue.get(name)
+    names = [(s.file if isinstance(s, HubSource) else s.member, s) for s in entry.sources]
+    sources = [f"{file} from {source}" for file, source in names]
+    if style == "auto":
+        say(f"{entry.title} ({entry.name}): {describe_entry(entry)}")
+        if dry_run:
+            say("\n".join(sources))
+    elif dry_run and style == "json":
+        emit("plan", model=entry.name, sources=sources)
+    return None if dry_run else fetch_entry(entry, style)
 
 
 def _from_hub(reference: HubReference, style: Style, *, dry_run: bool) -> Path | None:
     from localllm.commands._model import describe_plan, fetch_plan, gpu_free, make_plan
     from localllm.hub import preview, store
     from localllm.hub.remote import offline
-    from localllm.ui.progress import say
+    from localllm.ui.progress import emit, say
     from localllm.ui.units import size
 
     # Only the Hub knows what a branch means now; where it must not be asked, what is here is what there is.
@@ -104,4 +111,14 @@ def _from_hub(reference: HubReference, style: Style, *, dry_run: bool) -> Path |
             say(f"{size(plan.size - missing)} of it are here already" if missing else "all of it is here already")
     if missing and style != "quiet" and (warning := preview.warning(plan.listing, plan.variant, gpu_free())):
         say(f"localllm: {warning}")
-    return None if dry_run else fetch_plan(plan, style if missing or style == "json" else "quiet")
+    if dry_run and style == "json":
+        files = [{"file": file.path, "size": file.size} for file in plan.files]
+        emit("plan", model=str(reference), revision=plan.listing.commit, missing=missing, files=files)
+    if dry_run:
+        return None
+    try:
+        return fetch_plan(plan, style if missing or style == "json" else "quiet")
+    except KeyboardInterrupt:
+        if style == "auto":
+            say("interrupted; what is here of it stays, and the next pull goes on from there")
+        raise

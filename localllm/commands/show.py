@@ -39,7 +39,7 @@ def show(
         own = header.metadata.get("tokenizer.chat_template")
         if not isinstance(own, str):
             raise UsageError(f"{parsed} has no chat template", "run --template NAME gives it one")
-        print(own)
+        print(json.dumps(own) if as_json else own)
         return
     if as_json:
         print(json.dumps(_summary(header, place) | {"metadata": _metadata(header)} | _tensors(header), indent=1))

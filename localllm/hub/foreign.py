@@ -134,7 +134,8 @@ def _in_folder(folder: Path, owner: str, repository: str, only: str = "") -> Ite
         path = folder / variant.path
         projectors = [f for f in variant.companions if f.path.lower().endswith(".gguf")]
         try:
-            read_model(path)
+            header = read_model(path)
+            quant = variant.quant or _FILE_TYPES.get(header.metadata.get("general.file_type", -1), "")
             for projector in projectors:
                 read_header(folder / projector.path)
             stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
@@ -144,7 +145,7 @@ def _in_folder(folder: Path, owner: str, repository: str, only: str = "") -> Ite
             yield Skipped(path, str(error))
             continue
         files = tuple(_in_place(folder / f.path) for f in (*variant.files, *projectors))
-        yield Foreign(name, variant.quant, files, owner)
+        yield Foreign(name, quant, files, owner)
 
 
 def _in_place(path: Path) -> ManifestFile:

@@ -19,7 +19,7 @@ def print_table(
 
     `expendable` are columns that a narrow terminal goes without, the first one first.
     """
-    table = [[visible(cell) for cell in row] for row in (head, *rows)]
+    table = [[visible(cell).replace("\n", "␊") for cell in row] for row in (head, *rows)]
     columns = list(range(len(head)))
     widths = [max(len(row[i]) for row in table) for i in columns]
     if sys.stdout.isatty():
@@ -48,5 +48,7 @@ def _least(columns: Sequence[int], widths: Sequence[int]) -> int:
 
 
 def _cut(cell: str, width: int) -> str:
-    """The end of a cell that is too long: a path's last part tells most."""
-    return cell if len(cell) <= width else "…" + cell[len(cell) - width + 1 :]
+    """What fits of a cell: the end of a path, whose last part tells most; the beginning of anything else."""
+    if len(cell) <= width:
+        return cell
+    return "…" + cell[len(cell) - width + 1 :] if "/" in cell else cell[: width - 1] + "…"

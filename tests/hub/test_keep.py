@@ -14,7 +14,7 @@ import pytest
 
 from localllm.commands.register import _search as search
 from localllm.commands.register import register
-from localllm.errors import LocalLLMError
+from localllm.errors import LocalLLMError, UsageError
 from localllm.hub import carry, foreign, keep, local, store
 from localllm.hub.download import Event
 from localllm.hub.foreign import Foreign, Skipped
@@ -124,6 +124,9 @@ def test_what_another_user_has_is_not_no_model(here: Path, monkeypatch: pytest.M
     locked.mkdir(mode=0)
     monkeypatch.setenv("OLLAMA_MODELS", str(locked / "models"))
     root = os.geteuid() == 0
+    # Its imports happen now: another user may not be able to read where this code lies.
+    with pytest.raises(UsageError):
+        register()
     if root:
         os.seteuid(65534)
     try:

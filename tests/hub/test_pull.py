@@ -500,6 +500,7 @@ def test_ctrl_c_stops_and_the_next_pull_goes_on(tmp_path: Path, hub: Hub) -> Non
         terminal.interrupt()
         assert terminal.exit_code() == 130
         assert time.monotonic() - started < 2
+        assert "the next pull goes on from there" in terminal.text
     hub.rate = None
     done = pull(hub, tmp_path, "owner/repo/m-Q4_0.gguf")
     assert done.returncode == 0
@@ -547,3 +548,18 @@ def test_offline_what_was_pulled_runs_and_no_socket_is_opened(
     # The hook itself is able to see a socket.
     flags, variables = [], environment(hub, tmp_path)
     assert "SOCKET" in audited("pull", "owner/repo:q8_0").stderr
+
+
+def test_a_dry_run_tells_what_it_would_do(tmp_path: Path, hub: Hub) -> None:
+    commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL, "tokenizer.json": b"{}"})
+    done = pull(hub, tmp_path, "owner/repo:Q4_0", "--dry-run", "--json")
+    assert json.loads(done.stdout) == {
+        "event": "plan",
+        "model": "owner/repo:Q4_0",
+        "revision": commit,
+        "missing": len(MODEL) + 2,
+        "files": [{"file": "tokenizer.json", "size": 2}, {"file": "m-Q4_0.gguf", "size": len(MODEL)}],
+    }
+    named = pull(hub, tmp_path, "smollm2:135m", "--dry-run")
+    assert "SmolLM2-135M-Instruct.Q4_1.gguf from the Hugging Face Hub" in named.stderr
+    assert (named.returncode, named.stdout, tree(tmp_path / "hub")) == (0, "", {})

@@ -118,6 +118,7 @@ def test_show_of_what_is_not_here_reads_the_header_alone(hub: Hub, tmp_path: Pat
     assert tree(tmp_path / "hub") == {}
 
 
+@pytest.mark.slow
 def test_alias(here: Here, tmp_path: Path) -> None:
     assert here("alias", "Mine:small", "owner/repo:Q4_0").returncode == 0
     assert here("alias").stdout.splitlines()[1].split() == ["mine:small", "owner/repo:Q4_0"]
@@ -244,6 +245,7 @@ def test_rm_does_not_touch_a_file_of_one_s_own(here: Here, tmp_path: Path) -> No
     assert sorted(p.name for p in file.parent.iterdir()) == ["manifest.json", "own.gguf"]
 
 
+@pytest.mark.slow
 def test_rm_by_a_revision_takes_the_companions_too(hub: Hub, tmp_path: Path) -> None:
     commit = hub.add("owner/pinned", {"m-Q4_0.gguf": SMALL["m-Q4_0.gguf"], "tokenizer.json": b"{}"})
     hub.branch("owner/pinned", "v1", commit)
@@ -376,6 +378,7 @@ def test_rm_by_path_never_removes_anything(here: Here, tmp_path: Path) -> None:
     assert "copied" in here.names()
 
 
+@pytest.mark.slow
 def test_rm_of_one_model_by_two_names(here: Here) -> None:
     assert here("alias", "mine", "owner/repo:Q4_0").returncode == 0
     done = here("rm", "-y", "owner/repo:Q4_0", "mine", "owner/repo:q4_0")
@@ -394,6 +397,7 @@ def without_links(cache: Path) -> None:
         blob.unlink()
 
 
+@pytest.mark.slow
 def test_without_symlinks_revisions_stay_apart(here: Here, hub: Hub) -> None:
     new = hub.add("owner/repo", {**SMALL, "m-Q8_0.gguf": gguf() + b"other bytes"})
     assert here("pull", "-q", "owner/repo:Q8_0").returncode == 0
@@ -405,6 +409,7 @@ def test_without_symlinks_revisions_stay_apart(here: Here, hub: Hub) -> None:
     assert {row["state"] for row in json.loads(here("update", "owner/repo:Q8_0", "--json").stdout)} == {"current"}
 
 
+@pytest.mark.slow
 def test_rm_takes_the_companions_of_every_revision(hub: Hub, tmp_path: Path) -> None:
     here = Here(hub, tmp_path)
     for note in (b"{1}", b"{2}"):
@@ -414,6 +419,7 @@ def test_rm_takes_the_companions_of_every_revision(hub: Hub, tmp_path: Path) -> 
     assert tree(tmp_path / "hub") == {}
 
 
+@pytest.mark.slow
 def test_a_plain_name_is_not_pinned_by_an_older_snapshot(here: Here, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q4_0.gguf": gguf() + b"newer", "m-Q8_0.gguf": gguf() + b"newer still"})
     assert here("pull", "-q", "owner/repo:Q8_0").returncode == 0
@@ -422,6 +428,7 @@ def test_a_plain_name_is_not_pinned_by_an_older_snapshot(here: Here, hub: Hub) -
     assert rows["owner/repo:Q8_0"] == "current"
 
 
+@pytest.mark.slow
 def test_update_sees_a_changed_companion(here: Here, hub: Hub) -> None:
     hub.add("owner/repo", {**SMALL, "tokenizer.json": b'{"new": 1}', "mmproj-F16.gguf": gguf() + b"m" * 1000})
     assert {row["state"] for row in json.loads(here("update", "--json").stdout)} == {"newer"}
@@ -444,6 +451,7 @@ def test_an_odd_header_does_not_spoil_the_list(here: Here, tmp_path: Path) -> No
     assert "llama.context_length is" in here("show", "owner/repo:Q2_K").stderr
 
 
+@pytest.mark.slow
 def test_a_model_in_place_that_has_gone_is_not_hidden(here: Here, tmp_path: Path) -> None:
     file = tmp_path / "x.gguf"
     file.write_bytes(gguf())
