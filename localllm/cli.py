@@ -14,6 +14,7 @@ from localllm import __version__, errors
 from localllm.commands.alias import alias
 from localllm.commands.bench import bench
 from localllm.commands.chat import chat
+from localllm.commands.convert import convert
 from localllm.commands.doctor import doctor
 from localllm.commands.export import export
 from localllm.commands.fit import fit
@@ -129,6 +130,7 @@ def root(
 for panel, commands in {
     "Use": (run, chat),
     "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
+    "Make": (convert,),
     "Machine": (bench, doctor),
 }.items():
     for command in commands:

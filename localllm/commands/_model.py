@@ -64,7 +64,7 @@ def _fetch(reference: Reference, entry: Entry | None, *, yes: bool) -> Path:
 
     if entry is not None:
         say(f"{entry.title} ({entry.name}) is not here yet: {describe_entry(entry)}.")
-        _agree(entry.name, yes)
+        agree(entry.name, yes)
         return fetch_entry(entry)
     assert isinstance(reference, HubReference)
     plan = make_plan(reference)
@@ -74,7 +74,7 @@ def _fetch(reference: Reference, entry: Entry | None, *, yes: bool) -> Path:
             "look for a GGUF version: localllm search " + reference.repo,
         )
     say(f"{reference} is not here yet: {describe_plan(plan)}.")
-    _agree(str(reference), yes)
+    agree(str(reference), yes)
     return fetch_plan(plan)
 
 
@@ -171,7 +171,7 @@ def describe_plan(plan: Plan) -> str:
     return f"{variant.path}, {size(variant.size)}{shards}{beside}, licence {listing.licence or 'not stated'}"
 
 
-def _agree(name: str, yes: bool) -> None:
+def agree(name: str, yes: bool) -> None:
     if yes:
         return
     if sys.stdin.isatty() and sys.stderr.isatty():

@@ -1,4 +1,4 @@
-"""Progress of downloads: a line a file and a total on a terminal, plain lines elsewhere, JSON events, or silence."""
+"""Progress of downloads and conversions: bars on a terminal, plain lines elsewhere, JSON events, or silence."""
 
 from __future__ import annotations
 
@@ -40,6 +40,13 @@ def download_progress(files: int, total: int, style: Style = "auto", *, plain: b
             yield report
     else:
         yield _lines()
+
+
+@contextmanager
+def work_progress(name: str, total: int, style: Style = "auto") -> Iterator[Callable[[int, int], None]]:
+    """The same for one file that is made here: a function that hears of the bytes done and of all."""
+    with download_progress(1, total, style, plain=False) as report:
+        yield lambda done, total: report(Event(name, done, total))
 
 
 def _events() -> Report:

@@ -1,0 +1,45 @@
+"""Finds the checkpoint that a command line names, fetching it first where it is on the Hub."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from localllm.commands._model import agree, describe_plan, fetch_plan, make_plan
+from localllm.errors import BadModelFile
+from localllm.hub import store
+from localllm.hub.reference import HubReference, LocalPath, parse
+
+
+def find_checkpoint(source: str, *, yes: bool, quiet: bool = False) -> tuple[Path, str]:
+    """A checkpoint's folder, and what the model is called. Raises ModelNotFound, BadModelFile, DownloadError."""
+    from localllm.ui.progress import say
+
+    reference = store.dereference(parse(source))
+    if isinstance(reference, LocalPath):
+        if reference.path.is_file() and reference.path.suffix.lower() == ".gguf":
+            raise _is_gguf(source)
+        return reference.path, reference.path.resolve().name
+    if isinstance(reference, HubReference):
+        reference = reference if reference.quant or reference.file else replace(reference, quant="safetensors")
+    found = store.find(reference)
+    if found is not None:
+        if found.format == "gguf":
+            raise _is_gguf(source)
+        return found.path.parent, found.repository or found.name
+    if not isinstance(reference, HubReference):
+        raise _is_gguf(source)
+    style = "quiet" if quiet else "auto"
+    plan = make_plan(reference, style)  # type: ignore[arg-type]
+    if plan.variant.format != "safetensors":
+        raise BadModelFile(f"{reference} is no checkpoint in safetensors but {plan.variant.format}")
+    if not quiet:
+        say(f"{reference} is not here yet: {describe_plan(plan)}.")
+    agree(str(reference), yes)
+    return fetch_plan(plan, style).parent, reference.repository  # type: ignore[arg-type]
+
+
+def _is_gguf(source: str) -> BadModelFile:
+    return BadModelFile(
+        f"{source} is a GGUF, not a checkpoint", "convert takes a folder with safetensors, or owner/repo"
+    )

@@ -1,0 +1,54 @@
+"""`localllm convert`: a Hugging Face checkpoint -> a GGUF file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from localllm.commands._options import QuietOption, YesOption
+from localllm.errors import UsageError
+
+OutputOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option("--output", "-o", metavar="FILE", help="Where to write; the model's name in this folder without it."),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace FILE where it is there already.")]
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="A folder with config.json and safetensors, or owner/repo.")
+    ],
+    to: Annotated[str, typer.Option("--to", help="The format: gguf.")] = "gguf",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="f32, f16, bf16, q8_0, or auto: the checkpoint's own type in 16 bits.")
+    ] = "auto",
+    output: OutputOption = None,
+    force: ForceOption = False,
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Convert a Hugging Face checkpoint into a GGUF file, without PyTorch; its path is printed."""
+    from localllm.commands._checkpoint import find_checkpoint
+    from localllm.convert import gguf
+    from localllm.ui.progress import say, work_progress
+    from localllm.whole import require_target
+
+    if to != "gguf":
+        raise UsageError(f"--to {to}: the formats are gguf")
+    if dtype not in (*gguf.TYPES, "auto"):
+        raise UsageError(f"--dtype {dtype}: the types are {', '.join(gguf.TYPES)} and auto")
+    if output is not None:
+        require_target(output, force=force)
+    folder, name = find_checkpoint(source, yes=yes, quiet=quiet)
+    plan = gguf.plan(folder, dtype, name)
+    target = output or Path(f"{name.rpartition('/')[2]}-{plan.dtype.upper()}.gguf")
+    require_target(target, force=force)
+    if not quiet:
+        for notice in plan.notices:
+            say(f"{name}: {notice}")
+    with work_progress(target.name, plan.size, "quiet" if quiet else "auto") as report:
+        gguf.write(plan, target, report)
+    print(target)

@@ -1,0 +1,102 @@
+"""A llama.cpp model that gives the logits of many positions at once, for whatever measures a model instead of talking.
+
+It has a context of its own shape: some sequences of equal length side by side, every position from one on with its
+logits. What is done with them is the jobs'.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from localllm.engines.llama_model import LlamaModel
+from localllm.engines.native import log
+from localllm.errors import EngineError, OutOfMemory, UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_BATCH = 2048  # tokens, as llama-perplexity has it
+
+
+class Scorer(LlamaModel):
+    """Raises EngineError and its children."""
+
+    def open_scoring(self, length: int, first: int, *, observer: Any = None) -> int:
+        """Make a context for sequences of `length` tokens whose logits are wanted from position `first` on.
+
+        `observer` is a callback of ggml's scheduler that sees every tensor computed. Returns how many sequences are
+        evaluated at once.
+        """
+        from localllm.formats.gguf import TYPE_IDS
+
+        api, options = self._llama, self._options
+        if not 2 <= length <= self.trained_context:
+            raise UsageError(f"a context of {length} tokens: the model was trained for 2 to {self.trained_context}")
+        if self._context:
+            api.llama_free(self._context)
+        self._length, self._first = length, first
+        self._at_once = max(1, _BATCH // length)
+        parameters = api.llama_context_default_params()
+        parameters.n_ctx = length * self._at_once
+        parameters.n_seq_max = self._at_once
+        parameters.n_batch = length * self._at_once
+        parameters.n_outputs_max = max(1, length - first) * self._at_once
+        parameters.n_threads = parameters.n_threads_batch = self._threads
+        parameters.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
+        parameters.type_k = TYPE_IDS[options.cache_type_k.upper()]
+        parameters.type_v = TYPE_IDS[options.cache_type_v.upper()]
+        parameters.kv_unified = False  # each sequence has its own length, by which Phi-3 chooses its factors
+        if observer is not None:
+            parameters.cb_eval = observer
+        self._context = api.llama_init_from_model(self._model, parameters)
+        if not self._context:
+            reason = "; ".join(log.take_errors())
+            raise OutOfMemory(f"{self._path}: no context of {length} tokens could be made: {reason}")
+        api.llama_set_abort_callback(
+            self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
+        )
+        self._memory = api.llama_get_memory(self._context)
+        self._batch = api.llama_batch_init(parameters.n_batch, 0, 1)
+        return self._at_once
+
+    @property
+    def begin_token(self) -> int | None:
+        """The id that every sequence starts with, where the model wants one."""
+        if not self._llama.llama_vocab_get_add_bos(self._vocabulary):
+            return None
+        return int(self._llama.llama_vocab_bos(self._vocabulary))
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> np.ndarray:
+        """Logits, float32, (sequences, positions from the first wanted one on, vocabulary).
+
+        The sequences have the length the context was made for. The array is llama.cpp's own memory: it holds until the
+        next call.
+        """
+        import numpy as np
+
+        api, batch, count = self._llama, self._batch, 0
+        api.llama_memory_clear(self._memory, True)
+        for number, tokens in enumerate(sequences):
+            for position, token in enumerate(tokens):
+                batch.token[count], batch.pos[count] = token, position
+                batch.n_seq_id[count], batch.seq_id[count][0] = 1, number
+                batch.logits[count] = position >= self._first
+                count += 1
+        batch.n_tokens = count
+        self._raise_if_interrupted()
+        result = api.llama_decode(self._context, batch)
+        self._raise_if_interrupted()
+        if result != 0:
+            reason = "; ".join(log.take_errors()) or f"llama_decode returned {result}"
+            raise EngineError(f"llama.cpp could not evaluate {count} tokens: {reason}")
+        rows = len(sequences) * (self._length - self._first)
+        found = np.ctypeslib.as_array(api.llama_get_logits(self._context), (rows, self.vocabulary_size))
+        return found.reshape(len(sequences), -1, self.vocabulary_size)
+
+    def close(self) -> None:
+        batch, self._batch = getattr(self, "_batch", None), None
+        if batch is not None:
+            self._llama.llama_batch_free(batch)
+        super().close()

@@ -1,0 +1,59 @@
+"""Files that appear whole or not at all: written beside their target, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from localllm.errors import UsageError
+
+_SUFFIX = ".part"
+
+
+def require_target(path: Path, *, force: bool) -> None:
+    """Whether a file may be written there. Raises UsageError."""
+    if path.exists() and not path.is_file():  # to put a file in the place of /dev/null would harm everybody
+        raise UsageError(f"{path} is not a regular file", "name a new file")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists", "--force replaces it, -o names another file")
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}", "make it first, or name another file with -o")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes `path`'s place when the block ends and is removed when it fails.
+
+    What a killed process left beside the same target is removed first.
+    """
+    _remove_leftovers(path)
+    beside = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
+    try:
+        yield beside
+        sync(beside)
+        beside.replace(path)
+        with suppress(OSError):  # no folder can be opened on Windows
+            sync(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the operating system write a file, or a folder's entries, to the disk."""
+    opened = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _remove_leftovers(path: Path) -> None:
+    import psutil
+
+    prefix = f".{path.name}."
+    for other in path.parent.glob(f".*{_SUFFIX}"):
+        process = other.name.removeprefix(prefix).removesuffix(_SUFFIX)
+        if other.name.startswith(prefix) and process.isdecimal() and not psutil.pid_exists(int(process)):
+            other.unlink(missing_ok=True)
