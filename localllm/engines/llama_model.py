@@ -123,11 +123,11 @@ class LlamaModel:
 
     # Tokens and bytes
 
-    def tokenize(self, text: str, *, begin: bool) -> list[int]:
+    def tokenize(self, text: str, *, begin: bool, special: bool = True) -> list[int]:
         data = text.encode("utf-8", errors="replace")
         room = len(data) + 8
         buffer = (ctypes.c_int32 * room)()
-        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), buffer, room, begin, True)
+        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), buffer, room, begin, special)
         if count < 0:
             raise EngineError(f"a text of {len(data)} bytes cannot be tokenized")
         return buffer[:count]

@@ -13,6 +13,7 @@ import importlib.util
 import sys
 import types
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,10 +38,14 @@ class Device:
 
 
 class Log:
-    """What the native library said: the last lines kept, errors apart, shown on stderr when `verbose`."""
+    """What the native library said: the last errors kept, all shown on stderr when `verbose`.
+
+    An `observer` hears every piece of text, which need not end where a line does.
+    """
 
     def __init__(self) -> None:
         self.verbose = False
+        self.observer: Callable[[str], None] | None = None
         self.errors: deque[str] = deque(maxlen=50)
         self._level = 0
 
@@ -48,6 +53,8 @@ class Log:
         self._level = self._level if level == _CONTINUED else level
         if self.verbose and self._level != _DEBUG:
             sys.stderr.write(text.decode(errors="replace"))
+        if self.observer is not None and self._level != _DEBUG:
+            self.observer(text.decode(errors="replace"))
         if self._level == _ERROR:
             self.errors.append(text.decode(errors="replace").strip())
 
@@ -125,6 +132,17 @@ def devices() -> tuple[Device, ...]:
             )
         )
     return tuple(found)
+
+
+@lru_cache(maxsize=1)
+def ggml_base() -> ctypes.CDLL:
+    """ggml's base library, with what is asked of single tensors declared; they are passed as pointers."""
+    base, _ = _ggml()
+    base.ggml_op_name.argtypes, base.ggml_op_name.restype = [ctypes.c_int], ctypes.c_char_p
+    base.ggml_nbytes.argtypes, base.ggml_nbytes.restype = [ctypes.c_void_p], ctypes.c_size_t
+    base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+    base.ggml_backend_tensor_get.restype = None
+    return base
 
 
 def _ggml() -> tuple[ctypes.CDLL, ctypes.CDLL]:

@@ -23,11 +23,11 @@ _BATCH = 2048  # tokens, as llama-perplexity has it
 class Scorer(LlamaModel):
     """Raises EngineError and its children."""
 
-    def open_scoring(self, length: int, first: int, *, observer: Any = None) -> int:
+    def open_scoring(self, length: int, first: int, *, observer: Any = None, at_once: int = 0) -> int:
         """Make a context for sequences of `length` tokens whose logits are wanted from position `first` on.
 
         `observer` is a callback of ggml's scheduler that sees every tensor computed. Returns how many sequences are
-        evaluated at once.
+        evaluated at once: `at_once`, or as many as llama-perplexity does.
         """
         from localllm.formats.gguf import TYPE_IDS
 
@@ -37,7 +37,7 @@ class Scorer(LlamaModel):
         if self._context:
             api.llama_free(self._context)
         self._length, self._first = length, first
-        self._at_once = max(1, _BATCH // length)
+        self._at_once = at_once or max(1, _BATCH // length)
         parameters = api.llama_context_default_params()
         parameters.n_ctx = length * self._at_once
         parameters.n_seq_max = self._at_once

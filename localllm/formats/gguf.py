@@ -134,15 +134,18 @@ class Header:
         return self.metadata.get(f"{self.architecture}.{key}", default)
 
 
-def read_header(path: Path) -> Header:
-    """Read and check the header of a GGUF file; raises ModelNotFound or BadModelFile."""
+def read_header(path: Path, *, any_kind: bool = False) -> Header:
+    """Read and check the header of a GGUF file; raises ModelNotFound or BadModelFile.
+
+    With `any_kind` it need not be a model: an importance matrix has no architecture.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(len(MAGIC))
             if start != MAGIC:
                 raise BadModelFile(f"{path} is not a GGUF file: {_describe(start)}")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _Reader(path, data, len(data)).header()
+                return _Reader(path, data, len(data)).header(any_kind=any_kind)
     except FileNotFoundError:
         raise ModelNotFound(f"no such file: {path}") from None
     except IsADirectoryError:
@@ -213,7 +216,7 @@ class _Reader:
         self.here = len(data)
         self.position = len(MAGIC)
 
-    def header(self) -> Header:
+    def header(self, *, any_kind: bool = False) -> Header:
         version = self.u32()
         if version not in VERSIONS:
             known = " and ".join(map(str, VERSIONS))
@@ -229,7 +232,7 @@ class _Reader:
             metadata[key] = self.value(self.u32(), key)
         tensors = self.tensors(tensor_count, metadata)
         header = Header(self.path, self.size, metadata, tensors)
-        if not metadata.get("split.no", 0):  # only the first shard has more than its tensors
+        if not any_kind and not metadata.get("split.no", 0):  # only the first shard has more than its tensors
             _check_metadata(header, self.bad)
         return header
 
