@@ -16,13 +16,16 @@ from localllm.commands.bench import bench
 from localllm.commands.chat import chat
 from localllm.commands.convert import convert
 from localllm.commands.doctor import doctor
+from localllm.commands.evaluate import evaluate
 from localllm.commands.export import export
 from localllm.commands.fit import fit
+from localllm.commands.imatrix import imatrix
 from localllm.commands.import_ import import_
 from localllm.commands.list_ import list_
 from localllm.commands.models import models
 from localllm.commands.prune import prune
 from localllm.commands.pull import pull
+from localllm.commands.quantize import quantize
 from localllm.commands.register import register
 from localllm.commands.rm import rm
 from localllm.commands.run import run
@@ -130,7 +133,7 @@ def root(
 for panel, commands in {
     "Use": (run, chat),
     "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
-    "Make": (convert,),
+    "Make": (convert, quantize, imatrix, evaluate),
     "Machine": (bench, doctor),
 }.items():
     for command in commands:

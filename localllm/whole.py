@@ -24,7 +24,18 @@ def require_target(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path to write to, which takes `path`'s place when the block ends and is removed when it fails.
+    """A path to write to, which takes `path`'s place when the block ends and is removed when it fails."""
+    with scratch(path) as beside:
+        yield beside
+        sync(beside)
+        beside.replace(path)
+        with suppress(OSError):  # no folder can be opened on Windows
+            sync(path.parent)
+
+
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """A path beside another for a file that is only needed on the way.
 
     What a killed process left beside the same target is removed first.
     """
@@ -32,10 +43,6 @@ def replacing(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
     try:
         yield beside
-        sync(beside)
-        beside.replace(path)
-        with suppress(OSError):  # no folder can be opened on Windows
-            sync(path.parent)
     finally:
         beside.unlink(missing_ok=True)
 

@@ -28,11 +28,15 @@ EngineOption = Annotated[str, typer.Option("--engine", help="llama.cpp, or fake 
 SystemOption = Annotated[Optional[str], typer.Option("--system", "-s", help="The system prompt.")]  # noqa: UP045
 
 
-def with_options(*classes: type) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Add a flag for every option of `classes`. The function gets those that were given as `given`, by name."""
+def with_options(*classes: type, without: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Add a flag for every option of `classes` but those named in `without`.
+
+    The function gets those that were given as `given`, by name.
+    """
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        flags = {name: (cls.__name__, o) for cls in classes for name, o in options(cls).items()}
+        known = [(cls.__name__, name, o) for cls in classes for name, o in options(cls).items()]
+        flags = {name: (panel, option) for panel, name, option in known if name not in without}
 
         @functools.wraps(function)
         def wrapper(**arguments: Any) -> Any:

@@ -49,6 +49,6 @@ def convert(
     if not quiet:
         for notice in plan.notices:
             say(f"{name}: {notice}")
-    with work_progress(target.name, plan.size, "quiet" if quiet else "auto") as report:
+    with work_progress(target.name, "quiet" if quiet else "auto") as report:
         gguf.write(plan, target, report)
     print(target)

@@ -70,10 +70,13 @@ def plan(folder: Path, dtype: str, name: str = "") -> Plan:
     return Plan(family, chosen, typed, vocabulary, metadata, name or folder.resolve().name, size)  # type: ignore[arg-type]
 
 
-def write(planned: Plan, target: Path, report: Report = lambda done, total: None) -> None:
-    """Write the file, whole or not at all. Raises BadModelFile, LocalLLMError where the disk is too small, OSError."""
+def write(planned: Plan, target: Path, report: Report = lambda done, total: None, *, hollow: bool = False) -> None:
+    """Write the file, whole or not at all. Raises BadModelFile, LocalLLMError where the disk is too small, OSError.
+
+    A `hollow` one has the header of the model and a hole in the place of its data: what only asks for sizes reads it.
+    """
     free = shutil.disk_usage(target.parent).free
-    if planned.size > free:
+    if planned.size > free and not hollow:
         raise LocalLLMError(
             f"{target.name} needs {planned.size >> 20} MiB, and {target.parent} has {free >> 20} MiB left",
             "free some, choose a smaller --dtype, or name a FILE elsewhere with -o",
@@ -84,7 +87,10 @@ def write(planned: Plan, target: Path, report: Report = lambda done, total: None
             writer.write_header_to_file(path=beside)
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            _write_data(writer, planned, report)
+            if hollow:
+                _leave_out_data(writer, planned)
+            else:
+                _write_data(writer, planned, report)
         finally:
             writer.close()
 
@@ -182,6 +188,14 @@ def _write_data(writer: Any, planned: Plan, report: Report) -> None:
         writer.write_padding(file, written)
         done += written
     file.flush()
+
+
+def _leave_out_data(writer: Any, planned: Plan) -> None:
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    file.flush()
+    sizes = (_size(output, kind) for output, kind in planned.outputs)
+    file.truncate(file.tell() + sum(writer.ggml_pad(size, writer.data_alignment) for size in sizes))
 
 
 def encode(block: np.ndarray, dtype: str, kind: str, output: Output) -> np.ndarray:

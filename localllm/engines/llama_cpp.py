@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from localllm import fit, hardware
 from localllm.engines import native
-from localllm.engines.llama_model import LlamaModel
+from localllm.engines.llama_model import BATCH, LlamaModel
 from localllm.engines.local import LocalEngine
+from localllm.engines.scorer import Scorer
 from localllm.errors import UsageError
 from localllm.formats.gguf import Header, read_model
 from localllm.text.template import BUILT_IN, ChatTemplate, template_source
 from localllm.types import EngineOptions
+
+_Kind = TypeVar("_Kind", bound=LlamaModel)
 
 
 def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> LocalEngine:
@@ -37,8 +42,17 @@ def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> L
         raise
 
 
+def open_scorer(path: Path, options: EngineOptions) -> Scorer:
+    """The same for whatever measures a model: no template, the logits of many positions."""
+    return _load(read_model(path), replace(options, context=BATCH), Scorer)
+
+
 def load(header: Header, options: EngineOptions) -> LlamaModel:
     """Decide where the layers go, refuse what cannot fit, and load."""
+    return _load(header, options, LlamaModel)
+
+
+def _load(header: Header, options: EngineOptions, kind: type[_Kind]) -> _Kind:
     context = options.context or min(header.get("context_length", fit.DEFAULT_CONTEXT), fit.DEFAULT_CONTEXT)
     repacked = hardware.repacked_types()
 
@@ -53,7 +67,7 @@ def load(header: Header, options: EngineOptions) -> LlamaModel:
     gpus = [d for d in native.devices() if d.kind in ("gpu", "igpu")]
     layers = gpu_layers(options.gpu_layers, need, sum(d.memory_free for d in gpus))
     fit.require_memory(header.path.name, need_at, context, types, layers, hardware.memory())
-    return LlamaModel(header.path, options, gpu_layers=layers, threads=options.threads or hardware.physical_cores())
+    return kind(header.path, options, gpu_layers=layers, threads=options.threads or hardware.physical_cores())
 
 
 def gpu_layers(option: str, need: fit.Need, free: int) -> int:

@@ -10,14 +10,12 @@ import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from localllm.engines.llama_model import LlamaModel
+from localllm.engines.llama_model import BATCH, LlamaModel
 from localllm.engines.native import log
 from localllm.errors import EngineError, OutOfMemory, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
-
-_BATCH = 2048  # tokens, as llama-perplexity has it
 
 
 class Scorer(LlamaModel):
@@ -37,7 +35,7 @@ class Scorer(LlamaModel):
         if self._context:
             api.llama_free(self._context)
         self._length, self._first = length, first
-        self._at_once = at_once or max(1, _BATCH // length)
+        self._at_once = at_once or max(1, BATCH // length)  # as llama-perplexity has it
         parameters = api.llama_context_default_params()
         parameters.n_ctx = length * self._at_once
         parameters.n_seq_max = self._at_once

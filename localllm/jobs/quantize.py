@@ -95,9 +95,8 @@ def quantize(source: Path, target: Path, kind: str, choice: Choice, report: Repo
                 report(done, total)
                 done += sizes.get(match[1], 0)
             elif match := _FALLBACK.search(text):
-                notices.append(
-                    f"{match[1]} of {len(sizes)} tensors have rows that its blocks do not divide: a larger type"
-                )
+                what = f"{match[1]} of {len(sizes)} tensors got a larger type"
+                notices.append(f"{what}: their rows do not divide into the blocks of {kind}")
         report(total, total)
         made = read_header(beside)
         if len(made.tensors) != len(header.tensors):
@@ -179,10 +178,9 @@ def _error(task: Task, text: str) -> LocalLLMError:
             f"{task.source} is quantized already ({reason})",
             "start from F16, BF16 or F32; --allow-requantize does it all the same, at a loss",
         )
-    if "imatrix" in reason or "importance matrix" in reason:
-        return UsageError(
-            f"{Path(task.source).name}: {reason}", "--imatrix auto computes one, --imatrix FILE reads one"
-        )
+    if "requires an imatrix" in reason or "Missing importance matrix" in reason:
+        kind = next(name for name, number in file_types().items() if number == task.file_type)
+        return UsageError(f"{kind} needs an importance matrix", "--imatrix auto computes one, --imatrix FILE reads one")
     return EngineError(f"{task.source} could not be quantized: {reason}", "check the disk's space and the model")
 
 

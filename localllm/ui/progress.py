@@ -43,10 +43,27 @@ def download_progress(files: int, total: int, style: Style = "auto", *, plain: b
 
 
 @contextmanager
-def work_progress(name: str, total: int, style: Style = "auto") -> Iterator[Callable[[int, int], None]]:
-    """The same for one file that is made here: a function that hears of the bytes done and of all."""
-    with download_progress(1, total, style, plain=False) as report:
-        yield lambda done, total: report(Event(name, done, total))
+def work_progress(name: str, style: Style = "auto", *, unit: str = "") -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, silence elsewhere: a function that hears what is done and what is to do.
+
+    Without a `unit` these are bytes.
+    """
+    if style != "auto" or not sys.stderr.isatty():
+        yield lambda _done, _total: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    amount = [MofNCompleteColumn(), TextColumn(unit)] if unit else [DownloadColumn()]
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(None),
+        *amount,
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), expand=True, transient=True) as progress:
+        task = progress.add_task(visible(name), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 def _events() -> Report:
