@@ -105,6 +105,7 @@ class EngineOptions:
         choices=("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1"),
     )
     mmap: bool = option(True, "Map the file into memory instead of reading it.")
+    lora: tuple[str, ...] = option((), "A LoRA adapter, FILE[:SCALE] (repeatable).")
     template: str = option("auto", "Chat template: auto, none, a built-in name, or a Jinja file.")
 
     def __post_init__(self) -> None:

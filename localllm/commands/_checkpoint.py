@@ -39,6 +39,17 @@ def find_checkpoint(source: str, *, yes: bool, quiet: bool = False) -> tuple[Pat
     return fetch_plan(plan, style).parent, reference.repository  # type: ignore[arg-type]
 
 
+def local_checkpoint(source: str) -> Path | None:
+    """The folder of a checkpoint that is on this machine, or None."""
+    reference = store.dereference(parse(source))
+    if isinstance(reference, LocalPath):
+        return reference.path if (reference.path / "config.json").exists() else None
+    if isinstance(reference, HubReference) and not reference.quant:
+        reference = replace(reference, quant="safetensors")
+    found = store.find(reference)
+    return found.path.parent if found is not None and found.format == "safetensors" else None
+
+
 def _is_gguf(source: str) -> BadModelFile:
     return BadModelFile(
         f"{source} is a GGUF, not a checkpoint", "convert takes a folder with safetensors, or owner/repo"

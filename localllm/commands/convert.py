@@ -25,12 +25,14 @@ def convert(
     dtype: Annotated[
         str, typer.Option("--dtype", help="f32, f16, bf16, q8_0, or auto: the checkpoint's own type in 16 bits.")
     ] = "auto",
+    lora: Annotated[bool, typer.Option("--lora", help="SRC is a PEFT LoRA adapter.")] = False,
+    base: Annotated[str, typer.Option("--base", metavar="FOLDER", help="With --lora, the model it belongs to.")] = "",
     output: OutputOption = None,
     force: ForceOption = False,
     yes: YesOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert a Hugging Face checkpoint into a GGUF file, without PyTorch; its path is printed."""
+    """Convert a Hugging Face checkpoint, or a LoRA adapter, into a GGUF file, without PyTorch; its path is printed."""
     from localllm.commands._checkpoint import find_checkpoint
     from localllm.convert import gguf
     from localllm.ui.progress import say, work_progress
@@ -43,8 +45,9 @@ def convert(
     if output is not None:
         require_target(output, force=force)
     folder, name = find_checkpoint(source, yes=yes, quiet=quiet)
-    plan = gguf.plan(folder, dtype, name)
-    target = output or Path(f"{name.rpartition('/')[2]}-{plan.dtype.upper()}.gguf")
+    base_folder = _base(base, folder) if lora else None
+    plan = gguf.plan_lora(folder, base_folder, dtype, name) if base_folder else gguf.plan(folder, dtype, name)
+    target = output or Path(f"{name.rpartition('/')[2]}-{'LoRA-' * lora}{plan.dtype.upper()}.gguf")
     require_target(target, force=force)
     if not quiet:
         for notice in plan.notices:
@@ -52,3 +55,20 @@ def convert(
     with work_progress(target.name, "quiet" if quiet else "auto") as report:
         gguf.write(plan, target, report)
     print(target)
+
+
+def _base(named: str, adapter: Path) -> Path:
+    """The folder of the model that an adapter belongs to: the one that was named, or the one the adapter names."""
+    from localllm.commands._checkpoint import local_checkpoint
+    from localllm.convert.lora import base_of
+    from localllm.errors import LocalLLMError, ModelNotFound
+
+    name = named or base_of(adapter)
+    try:
+        folder = local_checkpoint(name) if name else None
+    except LocalLLMError:
+        folder = None
+    if folder is None:
+        said = f"{name!r}, which is not here" if name else "nothing of its base"
+        raise ModelNotFound(f"{adapter} says {said}", "--base FOLDER names the folder with the base's config.json")
+    return folder

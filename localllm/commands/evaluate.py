@@ -9,6 +9,7 @@ import typer
 
 from localllm.commands._options import JsonOption, QuietOption, YesOption, with_options
 from localllm.commands.imatrix import TextOption, read_text
+from localllm.settings import build, load_settings
 from localllm.types import EngineOptions
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def evaluate(
     from localllm.jobs.evaluate import evaluate
     from localllm.ui.progress import work_progress
 
-    options = EngineOptions(**(given or {}))
+    options = build(EngineOptions, load_settings().given, given or {})
     content, _ = read_text(text, evaluation=True)
     paths = [gguf_of(name, yes=yes)[0] for name in (model, against) if name]
     with ExitStack() as stack:

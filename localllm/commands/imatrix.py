@@ -9,6 +9,7 @@ import typer
 
 from localllm.commands._options import QuietOption, YesOption, with_options
 from localllm.commands.convert import ForceOption, OutputOption
+from localllm.settings import build, load_settings
 from localllm.types import EngineOptions
 
 if TYPE_CHECKING:
@@ -44,7 +45,8 @@ def imatrix(
     with as_gguf(model, folder, yes=yes, quiet=quiet) as (path, name):
         target = output or folder / f"{name}.imatrix.gguf"
         require_target(target, force=force)
-        found = _compute(path, *read_text(text), chunks, EngineOptions(**(given or {})), quiet=quiet)
+        options = build(EngineOptions, load_settings().given, given or {})
+        found = _compute(path, *read_text(text), chunks, options, quiet=quiet)
         write_imatrix(found, target)
     print(target)
 

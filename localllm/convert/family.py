@@ -152,15 +152,15 @@ class Family:
                 if len(source.shape) < 2 or source.shape[-2] % 2:
                     raise BadModelFile(f"{name[:80]!r} has the shape {source.shape} and cannot be halved")
                 shape = (*source.shape[:-2], source.shape[-2] // 2, source.shape[-1])
-                return [
-                    Output(self._map(name.replace(part, half)), shape, (Piece(source, rows.half(source.shape, which)),))
-                    for which, half in enumerate(names)
-                ]
-        piece = self._piece(name, source)
+                pieces = [Piece(source, rows.half(source.shape, which)) for which in (0, 1)]
+                targets = [self.name_of(name.replace(part, half)) for half in names]
+                return [Output(target, shape, (piece,)) for target, piece in zip(targets, pieces, strict=True)]
+        piece = self.piece(name, source)
         added = self.norm_added if name.endswith("norm.weight") else 0.0
-        return [Output(self._map(name), piece.shape, (piece,), added=added)]
+        return [Output(self.name_of(name), piece.shape, (piece,), added=added)]
 
-    def _piece(self, name: str, source: Stored) -> Piece:
+    def piece(self, name: str, source: Stored) -> Piece:
+        """A tensor with its rows in the order that llama.cpp wants. Raises BadModelFile."""
         order = next((order for part, order in self.orders.items() if part in name), None)
         try:
             return Piece(source, None if order is None else order(self.config, source))
@@ -175,9 +175,9 @@ class Family:
         first = sources[0]
         if any(s.shape != first.shape or s.dtype != first.dtype for s in sources.values()):
             raise BadModelFile(f"the tensors that become {name[:80]!r} differ in shape or type")
-        return Output(self._map(name), (count, *first.shape), tuple(Piece(sources[i]) for i in range(count)))
+        return Output(self.name_of(name), (count, *first.shape), tuple(Piece(sources[i]) for i in range(count)))
 
-    def _map(self, name: str) -> str:
+    def name_of(self, name: str) -> str:
         """A checkpoint's name -> a GGUF's, by the gguf package's tables."""
         short = name.replace("language_model.", "")
         for part, new in self.renamed.items():

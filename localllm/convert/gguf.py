@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from localllm.convert import card
 from localllm.convert.architectures import family_of
 from localllm.convert.checkpoint import open_checkpoint
-from localllm.convert.family import Family, Value
+from localllm.convert.family import Value
 from localllm.convert.outputs import Output
 from localllm.convert.vocabulary import Vocabulary, read_vocabulary
-from localllm.errors import BadModelFile, LocalLLMError
+from localllm.errors import BadModelFile, LocalLLMError, UsageError
 from localllm.whole import replacing
 
 if TYPE_CHECKING:
@@ -33,24 +33,20 @@ Report = Callable[[int, int], None]
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 # Matrices that llama.cpp computes with in float32.
 _EXACT = ("ffn_gate_inp.weight", "ffn_gate_inp_shexp.weight", "position_embd.weight", "token_types.weight")
+_MATRICES = (".weight", ".lora_a", ".lora_b")
 _Q8_BLOCK = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a conversion will write, `size` in bytes without the header."""
+    """What a conversion will write, `size` in bytes without the header. `describe` adds the metadata to a writer."""
 
-    family: Family
+    architecture: str
     dtype: Type
     outputs: list[tuple[Output, str]]
-    vocabulary: Vocabulary
-    metadata: dict[str, Value]
-    name: str
+    describe: Callable[[Any], None]
     size: int
-
-    @property
-    def notices(self) -> list[str]:
-        return [*self.family.notices, *self.vocabulary.notices]
+    notices: tuple[str, ...] = ()
 
 
 def plan(folder: Path, dtype: str, name: str = "") -> Plan:
@@ -58,16 +54,53 @@ def plan(folder: Path, dtype: str, name: str = "") -> Plan:
 
     `name` is what the model is called, without one the folder. Raises LocalLLMError's children.
     """
-    _quiet()
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint)
     metadata = family.metadata()
     outputs = family.outputs()
-    chosen = _choose(outputs) if dtype == "auto" else dtype
+    chosen: Type = _choose(outputs) if dtype == "auto" else dtype  # type: ignore[assignment]
     vocabulary = read_vocabulary(folder, family.vocabulary_size)
-    typed = [(output, _type_of(output, chosen)) for output in outputs]
+
+    def describe(writer: Any) -> None:
+        import gguf
+
+        writer.add_type(gguf.GGUFType.MODEL)
+        card.describe(writer, folder, name or folder.resolve().name)
+        for key, value in metadata.items():
+            _add(writer, key if key.startswith("tokenizer.") else f"{family.architecture}.{key}", value)
+        writer.add_file_type(_FILE_TYPES[chosen])
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        _add_vocabulary(writer, vocabulary, folder)
+
+    return _planned(family.architecture, chosen, outputs, describe, (*family.notices, *vocabulary.notices))
+
+
+def plan_lora(folder: Path, base: Path, dtype: str, name: str = "") -> Plan:
+    """The same for a LoRA adapter and the model it belongs to, of which config.json is enough.
+
+    "auto" is the adapter's own type.
+    """
+    from localllm.convert import lora
+
+    adapter = lora.read_adapter(folder, base)
+    own = adapter.outputs[0].dtype.lower()
+    chosen: Type = dtype if dtype != "auto" else own if own in TYPES else "f32"  # type: ignore[assignment]
+    if chosen == "q8_0":
+        raise UsageError("--dtype q8_0: an adapter is f32, f16 or bf16")
+    called = name or folder.resolve().name
+
+    def describe(writer: Any) -> None:
+        lora.describe(writer, adapter, called)
+
+    return _planned(adapter.family.architecture, chosen, adapter.outputs, describe, ())
+
+
+def _planned(
+    architecture: str, dtype: Type, outputs: list[Output], describe: Callable[[Any], None], notices: tuple[str, ...]
+) -> Plan:
+    typed = [(output, _type_of(output, dtype)) for output in outputs]
     size = sum(_size(output, kind) for output, kind in typed)
-    return Plan(family, chosen, typed, vocabulary, metadata, name or folder.resolve().name, size)  # type: ignore[arg-type]
+    return Plan(architecture, dtype, typed, describe, size, notices)
 
 
 def write(planned: Plan, target: Path, report: Report = lambda done, total: None, *, hollow: bool = False) -> None:
@@ -81,6 +114,7 @@ def write(planned: Plan, target: Path, report: Report = lambda done, total: None
             f"{target.name} needs {planned.size >> 20} MiB, and {target.parent} has {free >> 20} MiB left",
             "free some, choose a smaller --dtype, or name a FILE elsewhere with -o",
         )
+    _quiet()
     with replacing(target) as beside:
         writer = _writer(planned)
         try:
@@ -102,25 +136,16 @@ def _quiet() -> None:
 
 def _writer(planned: Plan) -> Any:
     import gguf
+    import numpy as np
 
-    family, vocabulary = planned.family, planned.vocabulary
-    writer = gguf.GGUFWriter(path=None, arch=family.architecture)
+    writer = gguf.GGUFWriter(path=None, arch=planned.architecture)
     for output, kind in planned.outputs:
         quantized = gguf.GGMLQuantizationType[kind.upper()]
-        shape = output.shape
+        shape, number = output.shape, "float16"
         if kind == "q8_0":  # the package wants such a shape in bytes
-            shape = gguf.quant_shape_to_byte_shape(shape, quantized)
-        import numpy as np
-
-        dtype = np.dtype(np.uint8 if kind == "q8_0" else np.float16)
-        writer.add_tensor_info(output.name, shape, dtype, _size(output, kind), raw_dtype=quantized)
-    writer.add_type(gguf.GGUFType.MODEL)
-    card.describe(writer, family.checkpoint.folder, planned.name)
-    for key, value in planned.metadata.items():
-        _add(writer, key if key.startswith("tokenizer.") else f"{family.architecture}.{key}", value)
-    writer.add_file_type(_FILE_TYPES[planned.dtype])
-    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _add_vocabulary(writer, vocabulary, family.checkpoint.folder)
+            shape, number = gguf.quant_shape_to_byte_shape(shape, quantized), "uint8"
+        writer.add_tensor_info(output.name, shape, np.dtype(number), _size(output, kind), raw_dtype=quantized)
+    planned.describe(writer)
     return writer
 
 
@@ -159,7 +184,7 @@ def _choose(outputs: list[Output]) -> Type:
 def _type_of(output: Output, dtype: str) -> str:
     """The type of a tensor in a file of a type: vectors and what llama.cpp computes with exactly are float32."""
     name = output.name
-    if len(output.shape) < 2 or name.endswith(("_norm.weight", *_EXACT)) or not name.endswith(".weight"):
+    if len(output.shape) < 2 or name.endswith(("_norm.weight", *_EXACT)) or not name.endswith(_MATRICES):
         return "f32"
     if dtype == "q8_0" and output.shape[-1] % _Q8_BLOCK:
         return "f16"
@@ -206,9 +231,11 @@ def encode(block: np.ndarray, dtype: str, kind: str, output: Output) -> np.ndarr
     import gguf
     import numpy as np
 
-    if dtype.lower() == kind and not output.added:
+    if dtype.lower() == kind and not output.added and output.scaled == 1:
         return np.ascontiguousarray(block).view(np.uint8).reshape(-1)
     exact = as_float32(block, dtype)
+    if output.scaled != 1:
+        exact = exact * np.float32(output.scaled)
     if output.added:
         exact = exact + np.float32(output.added)
     if kind == "f32":

@@ -56,7 +56,7 @@ class Piece:
 class Output:
     """A tensor of the file to be written, row-major. `values` (float32) stand for what is computed, not stored.
 
-    `added` is added to every element, in float32.
+    Every element is multiplied by `scaled`, and `added` is added to it, in float32.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Output:
     pieces: tuple[Piece, ...] = ()
     values: Any = None
     added: float = 0.0
+    scaled: float = 1.0
 
     @property
     def dtype(self) -> str:

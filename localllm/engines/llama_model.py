@@ -19,7 +19,7 @@ from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
 from localllm.engines.native import llama, log
 from localllm.errors import BadModelFile, ContextOverflow, EngineError, OutOfMemory, UnknownArchitecture, UsageError
-from localllm.formats.gguf import TYPE_IDS
+from localllm.formats.gguf import TYPE_IDS, read_header
 from localllm.types import EngineOptions, Sampling
 
 BATCH = 2048
@@ -74,6 +74,7 @@ class LlamaModel:
             raise EngineError(
                 f"{path} is an encoder: it makes embeddings and cannot generate text", "name a chat model"
             )
+        self._adapters = [self._load_adapter(*_adapter(text)) for text in options.lora]
         self.begin_text = self._special_text(api.llama_vocab_bos(self._vocabulary))
         self.end_text = self._special_text(api.llama_vocab_eos(self._vocabulary))
         self.context = options.context or min(self.trained_context, fit.DEFAULT_CONTEXT)
@@ -103,8 +104,26 @@ class LlamaModel:
         api.llama_set_abort_callback(
             self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
         )
+        self._use_adapters()
         self._memory = api.llama_get_memory(self._context)
         self.context = length
+
+    def _load_adapter(self, path: Path, scale: float) -> tuple[Any, float]:
+        """A LoRA adapter, which llama.cpp frees with the model, and how strongly it counts."""
+        if read_header(path).metadata.get("general.type") != "adapter":
+            raise BadModelFile(f"{path} is no LoRA adapter", "localllm convert --lora makes one")
+        adapter = self._llama.llama_adapter_lora_init(self._model, os.fsencode(path))
+        if not adapter:
+            reason = "; ".join(log.take_errors()).rpartition("adapter: ")[2] or "no reason was logged"
+            raise BadModelFile(f"{path} does not fit {self._path.name}: {reason}", "name an adapter of this model")
+        return adapter, scale
+
+    def _use_adapters(self) -> None:
+        if self._adapters:
+            count, api = len(self._adapters), self._llama
+            adapters = (api.llama_adapter_lora_p_ctypes * count)(*(a for a, _ in self._adapters))
+            scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
+            api.llama_set_adapters_lora(self._context, adapters, count, scales)
 
     def describe(self) -> ModelDescription:
         api = self._llama
@@ -306,6 +325,17 @@ def _penalizes(s: Sampling) -> bool:
 def _look_back(s: Sampling, context: int) -> int:
     windows = [s.repeat_last_n if _has_penalties(s) else 0, s.dry_penalty_last_n if s.dry_multiplier > 0 else 0]
     return context if min(windows) < 0 else max(windows)
+
+
+def _adapter(text: str) -> tuple[Path, float]:
+    """FILE[:SCALE], where no file has the whole as its name."""
+    name, _, scale = text.rpartition(":")
+    if name and not Path(text).exists():
+        try:
+            return Path(name).expanduser(), float(scale)
+        except ValueError:
+            pass
+    return Path(text).expanduser(), 1.0
 
 
 def _load_error(path: Path, lines: list[str]) -> EngineError | BadModelFile:

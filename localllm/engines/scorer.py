@@ -55,6 +55,7 @@ class Scorer(LlamaModel):
         api.llama_set_abort_callback(
             self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
         )
+        self._use_adapters()
         self._memory = api.llama_get_memory(self._context)
         self._batch = api.llama_batch_init(parameters.n_batch, 0, 1)
         return self._at_once

@@ -26,8 +26,8 @@ class Bert(Family):
     def _is_dropped(self, name: str) -> bool:
         return name.startswith(("cls.", "classifier.")) or super()._is_dropped(name)
 
-    def _map(self, name: str) -> str:
-        return super()._map(name.removeprefix("bert."))
+    def name_of(self, name: str) -> str:
+        return super().name_of(name.removeprefix("bert."))
 
     def metadata(self) -> dict[str, Value]:
         found = super().metadata() | {"attention.causal": False, "attention.head_count_kv": self.config.heads}

@@ -32,7 +32,7 @@ class GPT2(Family):
     def feed_forward(self) -> int:
         return self.config.size("n_inner") if self.config.has("n_inner") else 4 * self.config.hidden
 
-    def _piece(self, name: str, source: Stored) -> Piece:
+    def piece(self, name: str, source: Stored) -> Piece:
         return Piece(source, transposed=name.endswith(_TURNED))
 
 
