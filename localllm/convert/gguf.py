@@ -168,6 +168,8 @@ def _add_vocabulary(writer: Any, vocabulary: Vocabulary, folder: Path) -> None:
         writer.add_bool(f"tokenizer.ggml.{key}", flag)
     try:
         special = gguf.SpecialVocab(folder, load_merges=vocabulary.model == "gpt2", n_vocab=len(vocabulary.tokens))
+        if vocabulary.model == "gpt2":  # llama.cpp's defaults are those of the model it knows the splitting from
+            special.add_special_token.setdefault("bos", False)
         special.add_to_gguf(writer, quiet=True)
     except Exception as error:  # it trusts the files, which are strangers'
         raise BadModelFile(f"the tokenizer in {folder} is broken: {error!r:.200}", "fetch it again") from None

@@ -50,15 +50,24 @@ def expected(name: str) -> np.ndarray:
         return np.asarray(file["logits"])
 
 
-def write(folder: Path, name: str, *, dtype: str = "F32", config: Mapping[str, Any] | None = None) -> Path:
+def write(
+    folder: Path, name: str, *, dtype: str = "F32", config: Mapping[str, Any] | None = None, vocabulary: int = 288
+) -> Path:
     """A case as a folder with config.json, model.safetensors and a tokenizer."""
     found = case(name)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config or found["config"]), encoding="utf-8")
-    tensors = {n: weights(n, tuple(shape), norm=found["norm"]) for n, shape in found["shapes"].items()}
-    write_safetensors(folder / "model.safetensors", tensors, dtype)
-    write_tokenizer(folder, found["config"]["vocab_size"])
+    settings = {**(config or found["config"]), "vocab_size": vocabulary}
+    (folder / "config.json").write_text(json.dumps(settings), encoding="utf-8")
+    write_safetensors(folder / "model.safetensors", tensors(name, vocabulary), dtype)
+    write_tokenizer(folder, vocabulary)
     return folder
+
+
+def tensors(name: str, vocabulary: int = 288) -> dict[str, np.ndarray]:
+    """A case's weights by their names in the checkpoint."""
+    found = case(name)
+    shapes = {n: tuple(vocabulary if size == 288 else size for size in shape) for n, shape in found["shapes"].items()}
+    return {n: weights(n, shape, norm=found["norm"]) for n, shape in shapes.items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], dtype: str = "F32") -> None:
