@@ -43,6 +43,10 @@ def scratch(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.{os.getpid()}{_SUFFIX}")
     try:
         yield beside
+    except OSError as error:
+        if error.filename is None:  # a write tells what failed, and not to what
+            error.filename = str(path)
+        raise
     finally:
         beside.unlink(missing_ok=True)
 

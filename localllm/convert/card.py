@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_KEPT = ("general.architecture", "general.type")
 _SAMPLING = {"temperature": "temp", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 
 
@@ -24,7 +26,9 @@ def describe(writer: Any, folder: Path, name: str) -> None:
             found.name = name
         found.set_gguf_meta_model(writer)
     except Exception:  # it trusts the card, which is a stranger's prose; without it the model is the same
-        _forget(writer)
+        _forget(writer, lambda _: True)
+    _forget(writer, lambda value: not _can_be_written(value))
+    if "general.name" not in writer.kv_data[0]:
         writer.add_name(name)
 
 
@@ -44,8 +48,16 @@ def _metadata(folder: Path, name: str, parameters: int) -> Any:
     return found
 
 
-def _forget(writer: Any) -> None:
-    """Take out what a card left before it broke, but for the architecture and the type."""
+def _forget(writer: Any, which: Callable[[Any], bool]) -> None:
+    """Take out what a card left, but for the architecture and the type."""
     for table in writer.kv_data:
-        for key in [k for k in table if k.startswith("general.") and k not in ("general.architecture", "general.type")]:
+        ours = [key for key in table if key.startswith("general.") and key not in _KEPT]
+        for key in [key for key in ours if which(table[key].value)]:
             del table[key]
+
+
+def _can_be_written(value: Any) -> bool:
+    """Whether it is a text, a number or a list of texts; the package notices only when it writes."""
+    if isinstance(value, list):
+        return all(isinstance(item, str) for item in value)
+    return isinstance(value, (str, int, float))

@@ -12,6 +12,7 @@ from typing import Any
 from localllm.errors import BadModelFile
 
 MAX_NUMBER = 1 << 31
+MAX_LAYERS = 512
 
 
 class Config:
@@ -90,7 +91,10 @@ class Config:
 
     @property
     def layers(self) -> int:
-        return self.size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        count = self.size("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+        if count > MAX_LAYERS:
+            raise self.bad(f"it has {count} layers, and llama.cpp takes {MAX_LAYERS}")
+        return count
 
     @property
     def hidden(self) -> int:
