@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +21,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model file with the name it was asked for by, and what its catalogue entry advises for sampling."""
+    """A model file with the name it was asked for by, what its catalogue entry advises for sampling, and what `tune`
+    found for the engine."""
 
     name: str
     path: Path
     sampling: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def split_words(words: list[str], model: str | None) -> tuple[str | None, str]:
@@ -53,10 +55,9 @@ def resolve(name: str | None, *, yes: bool) -> Model:
     """The file of a model, or of the default one; asks before it fetches. Raises ModelNotFound, DownloadError."""
     reference = store.dereference(parse(name)) if name else DEFAULT_MODEL
     entry = catalogue.find(reference) if isinstance(reference, ModelName) else None
-    path = store.locate(reference)
-    if path is None:
-        path = _fetch(reference, entry, yes=yes)
-    return Model(str(reference), path, entry.sampling if entry else {})
+    found = store.find(reference)
+    path = found.path if found else _fetch(reference, entry, yes=yes)
+    return Model(str(reference), path, entry.sampling if entry else {}, found.options if found else {})
 
 
 def _fetch(reference: Reference, entry: Entry | None, *, yes: bool) -> Path:

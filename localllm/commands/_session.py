@@ -45,7 +45,7 @@ def open_session(
     sampling = build(Sampling, model.sampling, settings.given, given)
     limits = build(Limits, settings.given, given)
     started = time.perf_counter()
-    opened = open_engine(engine, model.path, build(EngineOptions, settings.given, given), single=single)
+    opened = open_engine(engine, model.path, build(EngineOptions, model.options, settings.given, given), single=single)
     for notice in opened.notices:
         sys.stderr.write(f"localllm: {notice}\n")
     return Session(model, opened, sampling, limits, time.perf_counter() - started)

@@ -43,9 +43,9 @@ def bench(
 
     sizes = {"prompts": _sizes(prompts), "generations": _sizes(generations)}
     settings = load_settings()
-    options = build(EngineOptions, settings.given, given)
-    path = resolve(model or name or settings.model, yes=yes).path
-    opened = load(read_model(path), options)
+    found = resolve(model or name or settings.model, yes=yes)
+    options = build(EngineOptions, found.options, settings.given, given)
+    opened = load(read_model(found.path), options)
     try:
         description = opened.describe()
         backends = ",".join(dict.fromkeys(_backend(d.name) for d in native.devices()))
@@ -53,7 +53,7 @@ def bench(
             "cpu_info": hardware.processor(),
             "gpu_info": ", ".join(d.description for d in native.devices() if d.kind in ("gpu", "igpu")),
             "backends": backends,
-            "model_filename": str(path),
+            "model_filename": str(found.path),
             "model_type": description.type,
             "model_size": description.size,
             "model_n_params": description.parameters,

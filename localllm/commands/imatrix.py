@@ -82,6 +82,6 @@ def read_text(path: Path | None, *, evaluation: bool = False) -> tuple[str, str]
     if path is None:
         return calibration.evaluation_text() if evaluation else calibration.calibration_text(), calibration.NAME
     try:
-        return path.read_text(encoding="utf-8").removesuffix("\n"), path.name
+        return path.read_bytes().decode("utf-8").removesuffix("\n"), path.name  # \r is a character like others
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--text {path} cannot be read: {error}", "name a file of UTF-8 text") from None

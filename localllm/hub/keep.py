@@ -7,10 +7,11 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from localllm.errors import BadModelFile, DownloadError, UsageError
 from localllm.hub import catalogue, local, store
@@ -25,13 +26,20 @@ MAX_AGE = 24 * 3600  # seconds without a write, after which a folder's pid is an
 Reader = Callable[[int], bytes]
 
 
-def register(found: Foreign, name: str = "", *, force: bool = False) -> tuple[Manifest, bool]:
-    """Write the manifest of a model that is used in place; False where it was there already. Raises UsageError."""
+def register(
+    found: Foreign, name: str = "", *, force: bool = False, options: Mapping[str, Any] | None = None
+) -> tuple[Manifest, bool]:
+    """Write the manifest of a model that is used in place; False where it was there already. Raises UsageError.
+
+    `options` are the engine's for this model.
+    """
     chosen, same = _choose_name(found, name, lambda _: None, force=force)
-    if same is not None:
+    if same is not None and (options is None or same.options == options):
         return same, False
     how = f"used in place, from {found.owner}" if found.owner else "used in place"
-    manifest = Manifest(chosen, "gguf", found.files, found.quant, found.files[0].path, "", how)
+    manifest = Manifest(
+        chosen, "gguf", found.files, found.quant, found.files[0].path, "", how, options=dict(options or {})
+    )
     with arriving(chosen, tuple(Path(file.path) for file in found.files)) as folder:
         local.write_manifest(folder, manifest)
     return manifest, True

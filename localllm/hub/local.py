@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from localllm.errors import BadModelFile, UsageError
+from localllm.fields import options
 from localllm.hub.files import Format, check_path
 from localllm.hub.reference import parse_name
+from localllm.types import EngineOptions
 
 MANIFEST = "manifest.json"
 _YEAR_3000 = 32_503_680_000  # in seconds since 1970; no system's calendar ends before
@@ -37,6 +39,8 @@ class ManifestFile:
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
+    """`options` are those of the engine that `tune` found best for it on this machine."""
+
     name: str
     format: Format
     files: tuple[ManifestFile, ...]
@@ -45,6 +49,7 @@ class Manifest:
     revision: str = ""
     how: str = ""
     created: float = field(default_factory=time.time)
+    options: dict[str, Any] = field(default_factory=dict)
 
     @property
     def in_place(self) -> bool:
@@ -83,7 +88,8 @@ def parse_manifest(text: str, where: str) -> Manifest:
         )
         texts = {key: str(data.get(key, "")) for key in ("quant", "source", "revision", "how")}
         created = float(data.get("created", 0))
-        manifest = Manifest(str(parse_name(data["name"])), data["format"], files, **texts, created=created)
+        name, engine = str(parse_name(data["name"])), _options(data.get("options", {}))
+        manifest = Manifest(name, data["format"], files, **texts, created=created, options=engine)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, UsageError) as error:
         raise BadModelFile(f"{where} is no manifest: {error!r}") from None
     if manifest.format not in ("gguf", "safetensors", "onnx") or not files:
@@ -94,6 +100,14 @@ def parse_manifest(text: str, where: str) -> Manifest:
         if not Path(file.path).is_absolute():
             check_path(file.path)
     return manifest
+
+
+def _options(table: Any) -> dict[str, Any]:
+    """How the model is best opened on this machine. Raises UsageError, KeyError, AttributeError."""
+    known = options(EngineOptions)
+    for name, value in table.items():
+        known[name].check(value)
+    return dict(table)
 
 
 def manifests(models: Path) -> list[tuple[Path, Manifest]]:

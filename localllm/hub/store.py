@@ -7,10 +7,10 @@ way lies in the platform's data directory (`local.py`).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import platformdirs
 
@@ -48,6 +48,7 @@ class Installed:
     source: str = ""
     how: str = ""
     folder: Path = field(default_factory=Path)
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def path(self) -> Path:
@@ -225,7 +226,7 @@ def _of_manifest(folder: Path, manifest: Manifest) -> Installed:
     return Installed(
         manifest.name, manifest.format, manifest.quant, weights, tuple(f for f in stored if f not in weights),
         "in place" if manifest.in_place else "data", manifest.created, "", manifest.revision, manifest.source,
-        manifest.how, folder,
+        manifest.how, folder, manifest.options,
     )  # fmt: skip
 
 

@@ -44,7 +44,8 @@ def calibration_text() -> str:
 
 def evaluation_text() -> str:
     """Some 220 kB, none of it in the other."""
-    return _dealt(1)
+    known = set(_dealt(0).split("\n\n"))  # some chapters quote each other
+    return "\n\n".join(p for p in _dealt(1).split("\n\n") if p not in known)
 
 
 def _dealt(which: int) -> str:
