@@ -100,7 +100,7 @@ class LlamaModel:
         parameters.swa_full = False
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
-            raise _context_error(self._path, options, length, log.take_errors())
+            raise context_error(self._path, options, length, log.take_errors())
         api.llama_set_abort_callback(
             self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
         )
@@ -349,7 +349,7 @@ def _load_error(path: Path, lines: list[str]) -> EngineError | BadModelFile:
     return BadModelFile(f"{path} cannot be loaded: {reason}")
 
 
-def _context_error(path: Path, options: EngineOptions, length: int, lines: list[str]) -> EngineError:
+def context_error(path: Path, options: EngineOptions, length: int, lines: list[str]) -> EngineError:
     reason = "; ".join(lines) or "no reason was logged"
     if "alloc" in reason or not lines:
         return OutOfMemory(f"{path}: no memory for a context of {length} tokens ({reason})")
@@ -357,4 +357,4 @@ def _context_error(path: Path, options: EngineOptions, length: int, lines: list[
         return EngineError(
             f"--cache-type-v {options.cache_type_v} needs flash attention", "leave --flash-attention at auto"
         )
-    return EngineError(f"{path}: no context could be made: {reason}")
+    return EngineError(f"{path}: no context could be made: {reason.rpartition('llama_init_from_model: ')[2]}")

@@ -10,9 +10,9 @@ import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from localllm.engines.llama_model import BATCH, LlamaModel
+from localllm.engines.llama_model import BATCH, LlamaModel, context_error
 from localllm.engines.native import log
-from localllm.errors import EngineError, OutOfMemory, UsageError
+from localllm.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,8 +50,7 @@ class Scorer(LlamaModel):
             parameters.cb_eval = observer
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
-            reason = "; ".join(log.take_errors())
-            raise OutOfMemory(f"{self._path}: no context of {length} tokens could be made: {reason}")
+            raise context_error(self._path, options, length, log.take_errors())
         api.llama_set_abort_callback(
             self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
         )

@@ -93,7 +93,8 @@ def import_tar(source: IO[bytes], name: str, report: Report, *, force: bool) -> 
             if is_whole(known):
                 return known, False
         require_space(sum(file.size for file in manifest.files))
-        manifest = replace(manifest, name=chosen, how=manifest.how or "unpacked from a tar")
+        # What was found best on another machine need not be so here.
+        manifest = replace(manifest, name=chosen, how=manifest.how or "unpacked from a tar", options={})
         with arriving(chosen) as folder:
             _unpack(tar, metered, manifest, folder, report)
             if manifest.format == "gguf":

@@ -24,6 +24,7 @@ from localllm.hub.reference import parse_name
 from localllm.types import EngineOptions
 
 MANIFEST = "manifest.json"
+TUNED = ("threads", "cache_type_k", "cache_type_v")
 _YEAR_3000 = 32_503_680_000  # in seconds since 1970; no system's calendar ends before
 
 
@@ -103,8 +104,11 @@ def parse_manifest(text: str, where: str) -> Manifest:
 
 
 def _options(table: Any) -> dict[str, Any]:
-    """How the model is best opened on this machine. Raises UsageError, KeyError, AttributeError."""
-    known = options(EngineOptions)
+    """How the model is best opened on this machine; no more than what `tune` decides can be said here.
+
+    Raises UsageError, KeyError, AttributeError.
+    """
+    known = {name: option for name, option in options(EngineOptions).items() if name in TUNED}
     for name, value in table.items():
         known[name].check(value)
     return dict(table)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from localllm import fit, hardware
 from localllm.engines.llama_cpp import load, open_scorer
 from localllm.engines.scorer import Scorer
-from localllm.errors import UsageError
+from localllm.errors import EngineError, UsageError
 from localllm.formats.gguf import read_model
 from localllm.jobs.bench import bench
 from localllm.jobs.evaluate import evaluate
@@ -118,8 +118,11 @@ class Tuner:
             found.append(setting)
         best = fewest_threads(found)
         smaller = replace(self._options, threads=best.threads, cache_type_k="q8_0", cache_type_v="q8_0")
-        added = self.divergence(chosen.path, smaller)[0] - chosen.kld
-        half = Setting(best.threads, "q8_0", *self.speed(chosen.path, smaller), added)
+        try:
+            added = self.divergence(chosen.path, smaller)[0] - chosen.kld
+            half = Setting(best.threads, "q8_0", *self.speed(chosen.path, smaller), added)
+        except EngineError:  # not every model can have such a cache
+            return best
         report(half)
         return half if half.seconds <= best.seconds * _NO_WORSE and added <= _MORE else best
 
