@@ -51,11 +51,14 @@ def imatrix(
     print(target)
 
 
-def compute_builtin(model: Path, target: Path, *, quiet: bool) -> None:
-    """Compute one from the built-in text and keep it."""
+def compute_builtin(model: Path, target: Path, *, force: bool, quiet: bool) -> None:
+    """Compute one from the built-in text and keep it. Raises UsageError where there is one already."""
+    from localllm.errors import UsageError
     from localllm.jobs.imatrix import write_imatrix
     from localllm.ui.progress import say
 
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists", f"--imatrix {target} uses it, --force replaces it")
     write_imatrix(_compute(model, *read_text(None), BUILTIN_CHUNKS, EngineOptions(), quiet=quiet), target)
     if not quiet:
         say(f"the importance matrix is kept as {target}")

@@ -52,7 +52,8 @@ def quantize(
         if not dry_run:
             for target in targets.values():
                 require_target(target, force=force)
-        with _importance(imatrix, path, folder / f"{name}.imatrix.gguf", dry_run=dry_run, quiet=quiet) as matrix:
+        kept = folder / f"{name}.imatrix.gguf"
+        with _importance(imatrix, path, kept, dry_run=dry_run, force=force, quiet=quiet) as matrix:
             choice = Choice(matrix, tuple(tensor or ()), keep_output, pure, allow_requantize)
             if dry_run:
                 _print_sizes([foresee(path, kind, choice) for kind in kinds], as_json=as_json)
@@ -75,14 +76,14 @@ def _place(folder: Path, dry_run: bool) -> Path:
 
 
 @contextmanager
-def _importance(option: str, model: Path, kept: Path, *, dry_run: bool, quiet: bool) -> Iterator[str]:
+def _importance(option: str, model: Path, kept: Path, *, dry_run: bool, force: bool, quiet: bool) -> Iterator[str]:
     """The path of the importance matrix, as the user wrote it, or ""."""
     if option != "auto" or dry_run:
         yield "" if option == "auto" else option
         return
     from localllm.commands.imatrix import compute_builtin
 
-    compute_builtin(model, kept, quiet=quiet)
+    compute_builtin(model, kept, force=force, quiet=quiet)
     yield str(kept)
 
 

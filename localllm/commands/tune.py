@@ -69,7 +69,7 @@ def tune(
     wanted = _check(candidates or list(TYPES))
     with ExitStack() as stack:
         path, name = stack.enter_context(as_gguf(source, output, yes=yes, quiet=quiet))
-        made = stack.enter_context(_made(path, name, wanted, imatrix, output, quiet=quiet))
+        made = stack.enter_context(_made(path, name, wanted, imatrix, output, force=force, quiet=quiet))
         tuner = Tuner(path, content, chunks, options)
         stack.callback(tuner.close)
         found = [_measure(tuner, kind, file, quiet=quiet) for kind, file in made.items()]
@@ -111,7 +111,7 @@ def _check(candidates: list[str]) -> list[str]:
 
 @contextmanager
 def _made(
-    source: Path, name: str, wanted: list[str], imatrix: str, folder: Path, *, quiet: bool
+    source: Path, name: str, wanted: list[str], imatrix: str, folder: Path, *, force: bool, quiet: bool
 ) -> Iterator[dict[str, Path]]:
     """Every candidate's file by its name; what is made here goes at the end, if nobody has moved it."""
     from localllm.commands.imatrix import compute_builtin
@@ -121,7 +121,7 @@ def _made(
 
     if imatrix == "auto":
         imatrix = str(folder / f"{name}.imatrix.gguf")
-        compute_builtin(source, Path(imatrix), quiet=quiet)
+        compute_builtin(source, Path(imatrix), force=force, quiet=quiet)
     with ExitStack() as stack:
         found = {}
         for candidate in wanted:
@@ -138,8 +138,8 @@ def _made(
 def _measure(tuner: Any, kind: str, path: Path, *, quiet: bool) -> Measured:
     from localllm.ui.progress import work_progress
 
-    with work_progress(f"measuring {kind}", "quiet" if quiet else "auto", unit=""):
-        found: Measured = tuner.measure(kind, path)
+    with work_progress(f"measuring {kind}", "quiet" if quiet else "auto", unit="chunks") as report:
+        found: Measured = tuner.measure(kind, path, report)
     return found
 
 

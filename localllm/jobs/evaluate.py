@@ -79,6 +79,7 @@ def evaluate(
     parts, first = in_chunks(tokens, context, chunks, model.begin_token), context // 2
     at_once = model.open_scoring(context, first)
     if reference is not None:
+        reference.abort = model.abort  # Ctrl-C ends whichever is at work
         reference.open_scoring(context, first)
     rows: list[np.ndarray] = []
     with ThreadPoolExecutor(hardware.physical_cores()) as pool:  # numpy computes outside of Python's lock

@@ -21,6 +21,7 @@ from localllm.jobs.bench import bench
 from localllm.jobs.evaluate import evaluate
 from localllm.types import EngineOptions
 
+Report = Callable[[int, int], None]
 Goal = Literal["speed", "balanced", "quality"]
 GOALS: tuple[Goal, ...] = ("speed", "balanced", "quality")
 PROMPT, ANSWER = 512, 64  # tokens of the two speed tests
@@ -85,12 +86,12 @@ class Tuner:
     def close(self) -> None:
         self._reference.close()
 
-    def measure(self, name: str, path: Path) -> Measured:
-        """Everything about one candidate."""
+    def measure(self, name: str, path: Path, report: Report = lambda done, total: None) -> Measured:
+        """Everything about one candidate. `report` hears of chunks compared and of all."""
         header = read_model(path)
         need = fit.estimate(header, CONTEXT, "f16", "f16", repacked_types=hardware.repacked_types())
         prompt_ts, decode_ts = self.speed(path, self._options)
-        kld, error, same = self.divergence(path, self._options)
+        kld, error, same = self.divergence(path, self._options, report)
         return Measured(name, path, header.file_size, need.total, prompt_ts, decode_ts, kld, error, same)
 
     def speed(self, path: Path, options: EngineOptions) -> tuple[float, float]:
@@ -99,13 +100,13 @@ class Tuner:
             prompt, answer = bench(model, model.vocabulary_size, prompts=[PROMPT], generations=[ANSWER], repetitions=3)
         return max(prompt.samples_ts), max(answer.samples_ts)  # what disturbs only makes slower
 
-    def divergence(self, path: Path, options: EngineOptions) -> tuple[float, float, float]:
+    def divergence(
+        self, path: Path, options: EngineOptions, report: Report = lambda done, total: None
+    ) -> tuple[float, float, float]:
         """Mean divergence from the reference, its standard error, and how often the top token is the same."""
         with closing(open_scorer(path, options)) as model, model.interruptible():
             context = min(512, model.trained_context)
-            found = evaluate(
-                model, self._reference, self._tokens, context=context, chunks=self._chunks, report=lambda *_: None
-            )
+            found = evaluate(model, self._reference, self._tokens, context=context, chunks=self._chunks, report=report)
         assert found.mean_kld is not None and found.mean_kld_stderr is not None and found.same_top is not None
         return found.mean_kld, found.mean_kld_stderr, found.same_top
 

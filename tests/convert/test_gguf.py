@@ -47,6 +47,7 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Path:
     return real_checkpoints.smollm2(tmp_path_factory.mktemp("smollm2"), model_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
 def test_smollm2_has_the_tensors_of_llama_cpps_converter(dtype: str, smollm2: Path, tmp_path: Path) -> None:
     target = tmp_path / "model.gguf"
@@ -54,6 +55,7 @@ def test_smollm2_has_the_tensors_of_llama_cpps_converter(dtype: str, smollm2: Pa
     assert tensor_digest(target) == REFERENCE[f"smollm2-{dtype}"]
 
 
+@pytest.mark.slow
 def test_smollm2_tokenizes_a_thousand_lines_alike(smollm2: Path, tmp_path: Path) -> None:
     import zlib
 
@@ -70,6 +72,7 @@ def test_minilm_has_the_tensors_of_llama_cpps_converter(tmp_path: Path) -> None:
     assert read_header(folder / "model.gguf").metadata["bert.pooling_type"] == 1
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(smollm2: Path, tmp_path: Path) -> None:
     """The largest tensor has 57 MB in bfloat16; the model 269 MB."""
     code = (
@@ -257,9 +260,13 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path: Path) -> None:
 
 
 def test_an_architecture_that_is_not_converted_is_named(tmp_path: Path) -> None:
-    config = {**checkpoints.case("llama-yarn")["config"], "architectures": ["MambaForCausalLM"]}
-    with pytest.raises(UnknownArchitecture, match="the architecture MambaForCausalLM is not converted"):
-        gguf.plan(checkpoints.write(tmp_path, "llama-yarn", config=config), "auto")
+    for name, message in {
+        "MambaForCausalLM": "llama.cpp runs the architecture MambaForCausalLM, but this version does not convert it",
+        "CLIPVisionModelX": "the architecture CLIPVisionModelX is not converted, and llama.cpp is not known to run it",
+    }.items():
+        config = {**checkpoints.case("llama-yarn")["config"], "architectures": [name]}
+        with pytest.raises(UnknownArchitecture, match=message):
+            gguf.plan(checkpoints.write(tmp_path, "llama-yarn", config=config), "auto")
     assert "LlamaForCausalLM" in known() and "MambaForCausalLM" not in known()
 
 

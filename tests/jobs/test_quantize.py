@@ -127,6 +127,7 @@ def test_requantizing_must_be_allowed(tiny: Path, tmp_path: Path) -> None:
     make(once, tmp_path / "twice.gguf", "Q4_0", requantize=True)
 
 
+@pytest.mark.slow
 def test_some_types_need_an_importance_matrix(tiny: Path, tmp_path: Path, smollm2: Path) -> None:
     with pytest.raises(UsageError, match="IQ2_XXS needs an importance matrix"):
         make(smollm2, tmp_path / "q.gguf", "IQ2_XXS")

@@ -122,7 +122,7 @@ def test_what_is_made_is_kept_or_gone(tmp_path: Path) -> None:
                   str(tmp_path / "tiny-Q8_0.gguf"), "--chunks", "1", rows=50) as terminal:  # fmt: skip
         terminal.wait(lambda screen: "localllm run -m" in screen)
         assert terminal.exit_code() == 0
-        assert "KL divergence" in terminal.text() and "tokens/s" in terminal.text()
+        assert "KL divergence" in terminal.text and "tokens/s" in terminal.text
 
 
 @pytest.mark.parametrize(

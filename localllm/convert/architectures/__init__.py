@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
 
 from localllm.convert.checkpoint import Checkpoint
@@ -50,7 +51,20 @@ def _unknown(checkpoint: Checkpoint, name: str) -> UnknownArchitecture:
             "it is never run",
             "look for a GGUF of the model: localllm search NAME",
         )
+    if _llama_cpp_runs(name):
+        return UnknownArchitecture(
+            f"llama.cpp runs the architecture {name[:60]}, but this version does not convert it",
+            "its own convert_hf_to_gguf.py does; or look for a GGUF of the model: localllm search NAME",
+        )
     return UnknownArchitecture(
-        f"the architecture {name[:60]} is not converted by this version",
-        "llama.cpp's own convert_hf_to_gguf.py may know it; localllm search NAME finds a GGUF of the model",
+        f"the architecture {name[:60]} is not converted, and llama.cpp is not known to run it",
+        "is the model of another kind (images, sound)? localllm search NAME looks for a GGUF of it",
     )
+
+
+def _llama_cpp_runs(name: str) -> bool:
+    """Whether the gguf package has an architecture of that name, in whichever spelling."""
+    import gguf
+
+    base = re.sub(r"(For\w+|LMHeadModel|Model)$", "", name).lower()
+    return base in {re.sub("[-_]", "", known) for known in gguf.MODEL_ARCH_NAMES.values()}
