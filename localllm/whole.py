@@ -17,7 +17,7 @@ def require_target(path: Path, *, force: bool) -> None:
     if path.exists() and not path.is_file():  # to put a file in the place of /dev/null would harm everybody
         raise UsageError(f"{path} is not a regular file", "name a new file")
     if path.exists() and not force:
-        raise UsageError(f"{path} exists", "--force replaces it, -o names another file")
+        raise UsageError(f"{path} exists", "--force replaces it")
     if not path.parent.is_dir():
         raise UsageError(f"there is no folder {path.parent}", "make it first, or name another file with -o")
 

@@ -30,7 +30,7 @@ def tune(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A GGUF in F16, BF16 or F32, or a checkpoint.")],
     candidates: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Argument(metavar="[TYPE|FILE]...", help=f"What to compare (default {' '.join(TYPES)})."),
+        typer.Argument(metavar="TYPE|FILE", help=f"What to compare (default {' '.join(TYPES)})."),
     ] = None,
     goal: Annotated[str, typer.Option("--goal", help="speed, balanced or quality.")] = "balanced",
     max_size: Annotated[str, typer.Option("--max-size", metavar="SIZE", help="Of the file, for example 4GB.")] = "",

@@ -98,7 +98,8 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 def _tensors(folder: Path) -> dict[str, Stored]:
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        shards = safetensors.read_index(index.read_bytes(), index)
+        with index.open("rb") as file:
+            shards = safetensors.read_index(file.read(safetensors.MAX_HEADER + 1), index)
         found = _read(folder / name for name in shards.files)
         _require_the_same(index, set(shards.shards), set(found))
         return found

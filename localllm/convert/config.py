@@ -21,7 +21,8 @@ class Config:
     def __init__(self, table: Mapping[str, Any], where: str, defaults: Mapping[str, Any] | None = None) -> None:
         text = table.get("text_config")
         self._raw = table
-        self._table = {**(defaults or {}), **_present(table), **_present(text if isinstance(text, dict) else {})}
+        self._table = {**_present(table), **_present(text if isinstance(text, dict) else {})}
+        self._defaults = defaults or {}
         self._where = where
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Config:
@@ -47,11 +48,15 @@ class Config:
         return str(found.get("quant_method", "?"))[:40] if isinstance(found, dict) else ""
 
     def get(self, *names: str) -> Any:
-        """The first value among the names, unchecked; None without one."""
-        return next((self._table[name] for name in names if name in self._table), None)
+        """The first value among the names, unchecked; None without one. A default never stands before another name."""
+        for table in (self._table, self._defaults):
+            for name in names:
+                if name in table:
+                    return table[name]
+        return None
 
     def has(self, *names: str) -> bool:
-        return any(name in self._table for name in names)
+        return self.get(*names) is not None
 
     def integer(self, *names: str) -> int:
         value = self.get(*names)

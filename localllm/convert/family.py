@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from localllm.convert import rows
-from localllm.convert.checkpoint import FLOATS, Checkpoint, Stored
+from localllm.convert.checkpoint import FLOATS, Checkpoint, Stored, read_json
 from localllm.convert.config import Config
 from localllm.convert.outputs import Output, Piece
 from localllm.errors import BadModelFile
@@ -27,6 +27,8 @@ _LEFT_OUT = re.compile(
     r"rotary_emb\.inv_freq|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$|position_ids$"
     r"|vision_|vision\.|visual\.|audio_|multi_modal_projector|mm_projector"
 )
+_POOLING_FOLDER = "1_Pooling"  # where sentence-transformers writes it
+_POOLING = {"mean": 1, "cls": 2, "lasttoken": 3}  # by llama.cpp's llama_pooling_type
 _BLOCK = re.compile(r"\.(\d+)\.")
 
 
@@ -118,6 +120,19 @@ class Family:
     def feed_forward(self) -> int:
         """Elements inside a layer's feed-forward."""
         return self.config.size("intermediate_size")
+
+    def pooling(self) -> dict[str, Value]:
+        """How a text's tokens become one vector, where sentence-transformers notes it beside the model."""
+        folder = self.checkpoint.folder / _POOLING_FOLDER
+        if not (folder / "config.json").exists():
+            return {}
+        settings = read_json(folder / "config.json")
+        told = {"mean": "mean_tokens", "cls": "cls_token", "lasttoken": "lasttoken"}
+        modes = [name for name, key in told.items() if settings.get(f"pooling_mode_{key}")]
+        mode = modes[0] if modes else str(settings.get("pooling_mode", ""))
+        if mode not in _POOLING:
+            raise BadModelFile(f"{folder} pools in a way that llama.cpp does not: {mode[:40]!r}")
+        return {"pooling_type": _POOLING[mode]}
 
     def computed(self) -> Iterator[Output]:
         """Tensors that the checkpoint has not, made from its configuration."""

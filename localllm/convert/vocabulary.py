@@ -19,7 +19,7 @@ from localllm.errors import BadModelFile, ModelNotFound
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _ADDED_SCORE = -1000.0
-MAX_TOKENS = 1 << 24
+MAX_TOKENS = 1 << 21
 # The slow tokenizers whose files tell no way of splitting, because it is theirs.
 _BY_CLASS = {"GPT2Tokenizer": "gpt-2", "GPT2TokenizerFast": "gpt-2", "Qwen2Tokenizer": "qwen2"}
 
@@ -116,7 +116,8 @@ def _flat(step: Any, inner: str) -> list[Mapping[str, Any]]:
 
 def _from_sentencepiece(path: Path) -> Vocabulary:
     found = sentencepiece.read(path)
-    tokens = [text for text, _, _ in found.pieces]
+    # llama.cpp looks for what the user defined in the plain text.
+    tokens = [text.replace(_SPACE, " ") if kind == USER_DEFINED else text for text, _, kind in found.pieces]
     types = [kind if NORMAL <= kind <= BYTE else NORMAL for _, _, kind in found.pieces]
     scores = [score for _, score, _ in found.pieces]
     return Vocabulary("llama", "default", tokens, types, scores, {"add_space_prefix": found.space_prefix})

@@ -85,28 +85,37 @@ class LlamaModel:
         A prompt is evaluated in a context of the full length if none was made before. Whoever knows that less will
         do (one answer of at most so many tokens) saves the memory and the time to clear it.
         """
+        self._held, self._touched = [], False
+        length = length or self.context
+        self._make_context(
+            length,
+            n_batch=BATCH,
+            n_outputs_max=1,  # one row of logits; room for a row a prompt token would cost 100 MB and more
+            swa_full=False,
+        )
+        self.context = length
+
+    def _make_context(self, length: int, **more: Any) -> None:
+        """A context of `length` tokens in the place of the one there was; `more` are fields of its parameters."""
         api, options = self._llama, self._options
         if self._context:
             api.llama_free(self._context)
-        self._held, self._touched = [], False
         parameters = api.llama_context_default_params()
-        parameters.n_ctx = length = length or self.context
-        parameters.n_batch = BATCH
-        parameters.n_outputs_max = 1  # one row of logits; room for a row a prompt token would cost 100 MB and more
+        parameters.n_ctx = length
         parameters.n_threads = parameters.n_threads_batch = self._threads
         parameters.flash_attn_type = _FLASH[options.flash_attention]
         parameters.type_k = TYPE_IDS[options.cache_type_k.upper()]
         parameters.type_v = TYPE_IDS[options.cache_type_v.upper()]
-        parameters.swa_full = False
+        for name, value in more.items():
+            setattr(parameters, name, value)
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
-            raise context_error(self._path, options, length, log.take_errors())
+            raise _context_error(self._path, options, length, log.take_errors())
         api.llama_set_abort_callback(
             self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
         )
         self._use_adapters()
         self._memory = api.llama_get_memory(self._context)
-        self.context = length
 
     def _load_adapter(self, path: Path, scale: float) -> tuple[Any, float]:
         """A LoRA adapter, which llama.cpp frees with the model, and how strongly it counts."""
@@ -349,7 +358,7 @@ def _load_error(path: Path, lines: list[str]) -> EngineError | BadModelFile:
     return BadModelFile(f"{path} cannot be loaded: {reason}")
 
 
-def context_error(path: Path, options: EngineOptions, length: int, lines: list[str]) -> EngineError:
+def _context_error(path: Path, options: EngineOptions, length: int, lines: list[str]) -> EngineError:
     reason = "; ".join(lines) or "no reason was logged"
     if "alloc" in reason or not lines:
         return OutOfMemory(f"{path}: no memory for a context of {length} tokens ({reason})")

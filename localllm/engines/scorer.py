@@ -6,11 +6,10 @@ logits. What is done with them is the jobs'.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from localllm.engines.llama_model import BATCH, LlamaModel, context_error
+from localllm.engines.llama_model import BATCH, LlamaModel
 from localllm.engines.native import log
 from localllm.errors import EngineError, UsageError
 
@@ -27,36 +26,20 @@ class Scorer(LlamaModel):
         `observer` is a callback of ggml's scheduler that sees every tensor computed. Returns how many sequences are
         evaluated at once: `at_once`, or as many as llama-perplexity does.
         """
-        from localllm.formats.gguf import TYPE_IDS
-
-        api, options = self._llama, self._options
         if not 2 <= length <= self.trained_context:
             raise UsageError(f"a context of {length} tokens: the model was trained for 2 to {self.trained_context}")
-        if self._context:
-            api.llama_free(self._context)
         self._length, self._first = length, first
         self._at_once = at_once or max(1, BATCH // length)  # as llama-perplexity has it
-        parameters = api.llama_context_default_params()
-        parameters.n_ctx = length * self._at_once
-        parameters.n_seq_max = self._at_once
-        parameters.n_batch = length * self._at_once
-        parameters.n_outputs_max = max(1, length - first) * self._at_once
-        parameters.n_threads = parameters.n_threads_batch = self._threads
-        parameters.flash_attn_type = {"auto": -1, "off": 0, "on": 1}[options.flash_attention]
-        parameters.type_k = TYPE_IDS[options.cache_type_k.upper()]
-        parameters.type_v = TYPE_IDS[options.cache_type_v.upper()]
-        parameters.kv_unified = False  # each sequence has its own length, by which Phi-3 chooses its factors
-        if observer is not None:
-            parameters.cb_eval = observer
-        self._context = api.llama_init_from_model(self._model, parameters)
-        if not self._context:
-            raise context_error(self._path, options, length, log.take_errors())
-        api.llama_set_abort_callback(
-            self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
+        more = {} if observer is None else {"cb_eval": observer}
+        self._make_context(
+            length * self._at_once,
+            n_batch=length * self._at_once,
+            n_seq_max=self._at_once,
+            n_outputs_max=max(1, length - first) * self._at_once,
+            kv_unified=False,  # each sequence has its own length, by which Phi-3 chooses its factors
+            **more,
         )
-        self._use_adapters()
-        self._memory = api.llama_get_memory(self._context)
-        self._batch = api.llama_batch_init(parameters.n_batch, 0, 1)
+        self._batch = self._llama.llama_batch_init(length * self._at_once, 0, 1)
         return self._at_once
 
     @property

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
 import tarfile
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from localllm.hub.keep import arriving, is_whole, require_space, taken, write_fi
 from localllm.hub.local import MANIFEST, Manifest, ManifestFile
 from localllm.hub.reference import parse_name
 from localllm.hub.store import Installed, StoredFile
+from localllm.whole import replacing, require_target
 
 MAX_MANIFEST = 1 << 20  # bytes
 _HEADERS = 4 << 20  # bytes that may stand between two files, with what is read ahead
@@ -55,21 +55,12 @@ def export(model: Installed, target: IO[bytes], name: str, report: Report) -> Ma
 
 def export_file(model: Installed, path: Path, name: str, report: Report, *, force: bool) -> Manifest:
     """The same into a file: written beside it, synced, renamed. Raises UsageError, DownloadError, ChecksumMismatch."""
-    if path.exists() and not path.is_file():  # to put a file in the place of /dev/null would harm everybody
-        raise UsageError(f"{path} is not a regular file", "name a new .tar, or - for standard output")
-    if path.exists() and not force:
-        raise UsageError(f"{path} exists", "--force replaces it")
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    require_target(path, force=force)
     try:
-        with beside.open("wb") as file:
+        with replacing(path) as beside, beside.open("wb") as file:
             manifest = export(model, file, name, report)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
     except OSError as error:
         raise disk_error(error, path.parent, "name a FILE in another folder") from None
-    finally:
-        beside.unlink(missing_ok=True)
     return manifest
 
 

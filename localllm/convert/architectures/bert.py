@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from localllm.convert.checkpoint import read_optional_json
 from localllm.convert.family import Family, Value
-from localllm.errors import BadModelFile
-
-_POOLING = {"mean": 1, "cls": 2, "lasttoken": 3}  # by llama.cpp's llama_pooling_type
 
 
 class Bert(Family):
@@ -32,21 +28,7 @@ class Bert(Family):
     def metadata(self) -> dict[str, Value]:
         found = super().metadata() | {"attention.causal": False, "attention.head_count_kv": self.config.heads}
         found["tokenizer.ggml.token_type_count"] = self.config.size("type_vocab_size")
-        pooling = self._pooling()
-        return found if pooling is None else found | {"pooling_type": pooling}
-
-    def _pooling(self) -> int | None:
-        """How a text's tokens become one vector, as sentence-transformers notes it beside the model."""
-        folder = self.checkpoint.folder
-        if not (folder / "modules.json").exists():
-            return None
-        settings = read_optional_json(folder / "1_Pooling" / "config.json")
-        modes = [name for name, key in (("mean", "mean_tokens"), ("cls", "cls_token"), ("lasttoken", "lasttoken"))
-                 if settings.get(f"pooling_mode_{key}")]  # fmt: skip
-        mode = modes[0] if modes else str(settings.get("pooling_mode", ""))
-        if mode not in _POOLING:
-            raise BadModelFile(f"{folder / '1_Pooling'} pools in a way that llama.cpp does not: {mode[:40]!r}")
-        return _POOLING[mode]
+        return found | self.pooling()
 
 
 class NomicBert(Bert):
@@ -54,7 +36,8 @@ class NomicBert(Bert):
 
     architecture = "nomic-bert"
     names = {"NomicBertModel"}
-    defaults = {"n_positions": 2048, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "rotary_emb_base": 1000.0}
+    defaults = {"n_positions": 2048, "layer_norm_eps": 1e-12, "type_vocab_size": 2, "rotary_emb_base": 1000.0,
+                "max_trained_positions": 2048}  # fmt: skip
     activations = {"swiglu", "silu"}
 
     def check(self) -> None:
@@ -73,7 +56,7 @@ class NomicBert(Bert):
         c = self.config
         found = super().metadata()
         if c.has("n_positions") and not c.has("max_position_embeddings"):  # more than it was trained for
-            found["context_length"] = min(c.size("n_positions"), int(c.get("max_trained_positions") or 2048))
+            found["context_length"] = min(c.size("n_positions"), c.size("max_trained_positions"))
         return found
 
 

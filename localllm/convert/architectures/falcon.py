@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def _kv_heads(c: Config) -> int:
-    if c.flag("new_decoder_architecture"):
+    if c.flag("new_decoder_architecture") or c.has("n_head_kv"):  # which only the 40B of the oldest files has
         return c.size("num_kv_heads", "n_head_kv") if c.has("num_kv_heads", "n_head_kv") else c.heads
     return 1 if c.flag("multi_query") else c.heads
 

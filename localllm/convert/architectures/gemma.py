@@ -36,6 +36,8 @@ class Gemma2(Gemma):
         expected = [("full" if (i + 1) % self.period == 0 else "sliding") + "_attention" for i in range(c.layers)]
         why = f"llama.cpp lets every layer slide but the {self.period}th ones"
         c.require("layer_types", c.get("layer_types") or expected, (expected,), why)
+        period = c.get("sliding_window_pattern", "_sliding_window_pattern") or self.period
+        c.require("sliding_window_pattern", period, (self.period,), why)
 
     def metadata(self) -> dict[str, Value]:
         c = self.config

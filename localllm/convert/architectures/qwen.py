@@ -17,6 +17,9 @@ class Qwen2(Family):
             "use_sliding_window", c.flag("use_sliding_window"), (False,), "llama.cpp has no window for the family"
         )
 
+    def metadata(self) -> dict[str, Value]:
+        return super().metadata() | self.pooling()
+
 
 class Qwen2Moe(Qwen2):
     architecture = "qwen2moe"
