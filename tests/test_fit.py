@@ -120,6 +120,7 @@ def test_the_real_model_takes_what_was_estimated(model_path: Path) -> None:
     check(model_path, *CASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS, ids=str)
 def test_every_family_takes_what_was_estimated(model: Model, tmp_path: Path) -> None:
     check(write(tmp_path / "m.gguf", model), CASES[1], CASES[3], CASES[4])
@@ -146,6 +147,7 @@ print(psutil.Process().memory_info().rss - before, need.total)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("context", [2048, 8192])
 def test_the_process_takes_what_was_estimated(context: int, model_path: Path) -> None:
     """Real memory: the process's growth from before the load to after a prompt that fills the micro-batch."""

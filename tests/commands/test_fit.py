@@ -31,6 +31,7 @@ def fit(hub: Hub, folder: Path, *words: str) -> Any:
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_numbers_of_a_remote_model_are_those_of_the_local_one(hub: Hub, tmp_path: Path, model_path: Path) -> None:
     hub.add("owner/repo", {"m-Q4_1.gguf": model_path})
     there = fit(hub, tmp_path, "owner/repo:Q4_1")
@@ -65,6 +66,7 @@ def test_shards_count_together(hub: Hub, tmp_path: Path, model_path: Path) -> No
     assert rows[0]["total"] == whole[0]["total"]
 
 
+@pytest.mark.slow
 def test_the_types_of_the_cache(hub: Hub, tmp_path: Path, model_path: Path) -> None:
     f16, q8 = (
         fit(hub, tmp_path, str(model_path), "-c", "8192", "--cache-type-k", t, "--cache-type-v", t)["rows"][0]

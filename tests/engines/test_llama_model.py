@@ -67,6 +67,7 @@ DIFFERENT = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", DIFFERENT.values(), ids=DIFFERENT.keys())
 def test_each_sampler_acts_and_repeats(model: LlamaModel, sampling: Sampling) -> None:
     greedy = generate(model, Sampling(temperature=0), 40)

@@ -41,6 +41,7 @@ def worse(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Path:
     return target
 
 
+@pytest.mark.slow
 def test_against_a_reference(worse: Path, model_path: Path, text: Path) -> None:
     done = localllm("evaluate", str(worse), "--against", str(model_path), "--text", str(text), "--ctx", "128",
                     "--chunks", "8", "--json")  # fmt: skip
@@ -98,6 +99,7 @@ def test_what_is_measured_was_not_calibrated_with() -> None:
     assert not shared and min(map(len, paragraphs)) > 500
 
 
+@pytest.mark.slow
 def test_the_importance_matrix_is_llama_imatrixs(model_path: Path, text: Path, tmp_path: Path) -> None:
     target = tmp_path / "i.gguf"
     done = localllm("imatrix", str(model_path), "--text", str(text), "--chunks", "2", "-o", str(target))

@@ -59,6 +59,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS.keys())
 def test_bombs_end_in_time(source: str) -> None:
     template = ChatTemplate("{{ messages[0].content }}")

@@ -105,6 +105,7 @@ def test_what_it_looks_like() -> None:
     assert "**" not in "\n".join(lines)
 
 
+@pytest.mark.slow
 def test_blocks_taller_than_the_screen() -> None:
     """What has scrolled away cannot be redrawn; nothing is lost or doubled."""
     text = "- " + "\n- ".join(f"item {n}" for n in range(60)) + "\n\nend"
