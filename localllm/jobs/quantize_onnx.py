@@ -85,6 +85,8 @@ def _quantized(source: Path, kind: str, report: Report) -> tuple[Any, int]:
         model = onnx.load(source)
     except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
         raise BadModelFile(f"{source} cannot be read: {error}") from None
+    for graph in _graphs(model.graph):
+        _unfuse(graph)
     quantizer = quantization.MatMulNBitsQuantizer(
         model, BITS[kind], _BLOCK, is_symmetric=kind == "q8", accuracy_level=_INT8, op_types_to_quantize=("MatMul",)
     )
@@ -92,6 +94,30 @@ def _quantized(source: Path, kind: str, report: Report) -> tuple[Any, int]:
     watched = quantizer.node_quantizer = _Watched(quantizer.node_quantizer, total, report)
     quantizer.process()
     return quantizer.model.model, watched.changed
+
+
+def _unfuse(graph: Any) -> None:
+    """Products with the transpose of a constant, as `convert --to onnx` writes them, become plain ones.
+
+    The quantizer knows no other. Matrices that nobody uses any more it removes.
+    """
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        settings = {attribute.name: attribute.f or attribute.i for attribute in node.attribute}
+        if node.op_type != "FusedMatMul" or node.input[1] not in constants or settings not in _TRANSPOSED:
+            continue
+        turned = f"{node.input[1]}/transposed"
+        if turned not in constants:
+            values = numpy_helper.to_array(constants[node.input[1]]).T
+            constants[turned] = numpy_helper.from_array(values.copy(), turned)
+            graph.initializer.append(constants[turned])
+        node.op_type, node.domain, node.input[1] = "MatMul", "", turned
+        node.ClearField("attribute")
+
+
+_TRANSPOSED = ({"transB": 1}, {"transB": 1, "alpha": 1.0})
 
 
 class _Watched:

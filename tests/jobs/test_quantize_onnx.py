@@ -75,6 +75,27 @@ def test_it_computes_nearly_the_same(tmp_path: Path, kind: str, error: float, br
     assert np.abs(found - wanted).max() > 0  # or nothing was quantized
 
 
+def test_products_with_a_transpose_are_quantized_too(tmp_path: Path) -> None:
+    weight = matrix(OUTPUTS, INPUTS, "tied")
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "tied"], ["middle"], "/head", domain="com.microsoft", transB=1),
+        helper.make_node("Gather", ["tied", "ids"], ["row"], "/embed"),
+        helper.make_node("Concat", ["middle", "row"], ["y"], axis=1),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, INPUTS])]
+    inputs.append(helper.make_tensor_value_info("ids", TensorProto.INT64, [1]))
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, OUTPUTS + INPUTS])]
+    graph = helper.make_graph(nodes, "g", inputs, out, [weight])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    path, target = tmp_path / "model.onnx", tmp_path / "q.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    assert make(path, target, "q8").matrices == 1
+    x = np.random.RandomState(1).standard_normal((1, INPUTS)).astype(np.float32)
+    wanted, found = (run(p, x, ids=np.array([3])) for p in (path, target))
+    assert (wanted[:, OUTPUTS:] == found[:, OUTPUTS:]).all()
+    assert np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.015
+
+
 def test_what_is_too_large_for_one_file_has_its_data_beside_it(tmp_path: Path) -> None:
     path, one, two = write(tmp_path / "model.onnx"), tmp_path / "one.onnx", tmp_path / "two.onnx"
     make(path, one, "q4")
