@@ -153,21 +153,37 @@ class Engine(Protocol):
     def close(self) -> None: ...
 
 
-class TokenModel(Protocol):
-    """A model that turns token ids into the next id. It keeps its KV cache between calls of `prefill`."""
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
 
-    context: int
-    trained_context: int
     begin_text: str
     end_text: str
 
-    def tokenize(self, text: str, *, begin: bool) -> list[int]:
-        """Ids of `text`, special tokens read as such; `begin` adds the model's first token where it wants one."""
+    def tokenize(self, text: str, *, begin: bool, special: bool = True) -> list[int]:
+        """Ids of `text`; `begin` adds the tokens the model wants around a text, `special` reads special tokens in it
+        as such."""
         ...
 
     def piece(self, token: int) -> bytes:
         """The bytes of one id; a control token has none."""
         ...
+
+    def spelled(self, token: int) -> bytes:
+        """The same, and a control token by its name, such as <|im_end|>."""
+        ...
+
+    def is_special(self, token: int) -> bool:
+        """Whether an id steers the model and stands for no text."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class TokenModel(Tokenizer, Protocol):
+    """A model that turns token ids into the next id. It keeps its KV cache between calls of `prefill`."""
+
+    context: int
+    trained_context: int
 
     def is_end(self, token: int) -> bool: ...
 
@@ -199,5 +215,3 @@ class TokenModel(Protocol):
     def interruptible(self) -> AbstractContextManager[None]:
         """While it is open, Ctrl-C ends an evaluation that is under way with KeyboardInterrupt."""
         ...
-
-    def close(self) -> None: ...

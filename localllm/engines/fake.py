@@ -38,11 +38,17 @@ class FakeModel:
         self.context = self.trained_context = context
         self.closed = False
 
-    def tokenize(self, text: str, *, begin: bool) -> list[int]:
+    def tokenize(self, text: str, *, begin: bool, special: bool = True) -> list[int]:
         return list(text.encode())
 
     def piece(self, token: int) -> bytes:
         return b"" if token == END else bytes([token])
+
+    def spelled(self, token: int) -> bytes:
+        return self.piece(token) or b"<end>"
+
+    def is_special(self, token: int) -> bool:
+        return token == END
 
     def is_end(self, token: int) -> bool:
         return token == END

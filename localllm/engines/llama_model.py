@@ -18,6 +18,7 @@ from typing import Any
 from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
 from localllm.engines.native import llama, log
+from localllm.engines.vocabulary import Vocabulary
 from localllm.errors import BadModelFile, ContextOverflow, EngineError, OutOfMemory, UnknownArchitecture, UsageError
 from localllm.formats.gguf import TYPE_IDS, read_header
 from localllm.types import EngineOptions, Sampling
@@ -35,7 +36,7 @@ class ModelDescription:
     parameters: int
 
 
-class LlamaModel:
+class LlamaModel(Vocabulary):
     """One model with one context. Raises EngineError and its children; nothing it logs reaches the terminal."""
 
     def __init__(self, path: Path, options: EngineOptions, *, gpu_layers: int, threads: int) -> None:
@@ -46,7 +47,6 @@ class LlamaModel:
         self._context: Any = None
         self._held: list[int] = []  # the tokens known to be in the KV cache
         self._touched = False  # whether there may be others
-        self._pieces: dict[int, bytes] = {}
         self.abort = AbortFlag()
         try:
             with self.interruptible():
@@ -66,8 +66,7 @@ class LlamaModel:
         self._raise_if_interrupted()
         if not self._model:
             raise _load_error(path, log.take_errors())
-        self._vocabulary = api.llama_model_get_vocab(self._model)
-        self.vocabulary_size = api.llama_vocab_n_tokens(self._vocabulary)
+        self._take_vocabulary(self._model)
         self.trained_context = api.llama_model_n_ctx_train(self._model)
         self._window = api.llama_model_n_swa(self._model)
         if not api.llama_model_has_decoder(self._model):
@@ -75,8 +74,6 @@ class LlamaModel:
                 f"{path} is an encoder: it makes embeddings and cannot generate text", "name a chat model"
             )
         self._adapters = [self._load_adapter(*_adapter(text)) for text in options.lora]
-        self.begin_text = self._special_text(api.llama_vocab_bos(self._vocabulary))
-        self.end_text = self._special_text(api.llama_vocab_eos(self._vocabulary))
         self.context = options.context or min(self.trained_context, fit.DEFAULT_CONTEXT)
 
     def open_context(self, length: int | None = None) -> None:
@@ -148,43 +145,6 @@ class LlamaModel:
                 self._llama.llama_free(context)
             if model:
                 self._llama.llama_model_free(model)
-
-    # Tokens and bytes
-
-    def tokenize(self, text: str, *, begin: bool, special: bool = True) -> list[int]:
-        data = text.encode("utf-8", errors="replace")
-        room = len(data) + 8
-        buffer = (ctypes.c_int32 * room)()
-        count = self._llama.llama_tokenize(self._vocabulary, data, len(data), buffer, room, begin, special)
-        if count < 0:
-            raise EngineError(f"a text of {len(data)} bytes cannot be tokenized")
-        return buffer[:count]
-
-    def piece(self, token: int) -> bytes:
-        if token not in self._pieces:
-            self._pieces[token] = self._piece(token, special=False)
-        return self._pieces[token]
-
-    def is_end(self, token: int) -> bool:
-        return bool(self._llama.llama_vocab_is_eog(self._vocabulary, token))
-
-    def has_token(self, text: str) -> bool:
-        """Whether `text` is one token of the vocabulary."""
-        return len(self.tokenize(text, begin=False)) == 1
-
-    __contains__ = has_token
-
-    def _piece(self, token: int, *, special: bool) -> bytes:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            count: int = self._llama.llama_token_to_piece(self._vocabulary, token, buffer, size, 0, special)
-            if count >= 0:
-                return buffer.raw[:count]
-            size = -count
-
-    def _special_text(self, token: int) -> str:
-        return self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
 
     # Evaluation
 

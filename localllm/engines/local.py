@@ -10,10 +10,35 @@ from collections.abc import Generator
 
 from localllm.text.stream import TextStream
 from localllm.text.template import ChatTemplate
-from localllm.types import Chunk, Finish, Message, Request, TokenModel, Usage
+from localllm.types import Chunk, Finish, Message, Request, Tokenizer, TokenModel, Usage
 
 
-class LocalEngine:
+class Prompter:
+    """Messages -> the text and the ids that a model is given; without a template they are plain text."""
+
+    def __init__(self, vocabulary: Tokenizer, template: ChatTemplate | None) -> None:
+        self.vocabulary, self._template = vocabulary, template
+
+    def prompt(self, messages: tuple[Message, ...]) -> str:
+        """The text that the model is given for these messages."""
+        if self._template is None:
+            return "\n\n".join(m.content for m in messages if m.content)
+        special = {"bos_token": self.vocabulary.begin_text, "eos_token": self.vocabulary.end_text}
+        return self._template.render(messages, special)
+
+    def tokens(self, messages: tuple[Message, ...]) -> list[int]:
+        """The ids of `prompt`. A template often writes the begin token itself; it is not added a second time."""
+        text = self.prompt(messages)
+        written = bool(self.vocabulary.begin_text) and text.startswith(self.vocabulary.begin_text)
+        return self.vocabulary.tokenize(text, begin=not written)
+
+    def close(self) -> None:
+        self.vocabulary.close()
+        if self._template is not None:
+            self._template.close()
+
+
+class LocalEngine(Prompter):
     """An `Engine` over a `TokenModel`; without a template the messages are completed as plain text.
 
     `single` says that one request is all there will be, so that its context need not be longer than its limits.
@@ -27,21 +52,8 @@ class LocalEngine:
         notices: tuple[str, ...] = (),
         single: bool = False,
     ) -> None:
-        self.model, self.notices = model, notices
-        self._template, self._single = template, single
-
-    def prompt(self, messages: tuple[Message, ...]) -> str:
-        """The text that the model is given for these messages."""
-        if self._template is None:
-            return "\n\n".join(m.content for m in messages if m.content)
-        special = {"bos_token": self.model.begin_text, "eos_token": self.model.end_text}
-        return self._template.render(messages, special)
-
-    def tokens(self, messages: tuple[Message, ...]) -> list[int]:
-        """The ids of `prompt`. A template often writes the begin token itself; it is not added a second time."""
-        text = self.prompt(messages)
-        written = bool(self.model.begin_text) and text.startswith(self.model.begin_text)
-        return self.model.tokenize(text, begin=not written)
+        super().__init__(model, template)
+        self.model, self.notices, self._single = model, notices, single
 
     def stream(self, request: Request) -> Generator[Chunk, None, None]:
         """The answer in chunks, the last with `finish`. Raises ContextOverflow, TemplateError, EngineError."""
@@ -71,8 +83,3 @@ class LocalEngine:
                         model.feed(token)
         usage = Usage(len(prompt), reused, count, first - started, time.perf_counter() - first)
         yield Chunk(text.finish(), finish=finish, usage=usage)
-
-    def close(self) -> None:
-        self.model.close()
-        if self._template is not None:
-            self._template.close()
