@@ -34,6 +34,7 @@ from localllm.commands.show import show
 from localllm.commands.tune import tune
 from localllm.commands.update import update
 from localllm.commands.verify import verify
+from localllm.signals import end_on_termination
 
 MAX_LINE = 2000  # of an error, in characters: what the user wrote may be a whole book
 
@@ -123,7 +124,8 @@ def root(
 ) -> None:
     """Run quantized language models on your own machine.
 
-    Exit codes: 0 success, 1 failure, 2 usage, 130 interrupted.
+    Exit codes: 0 success, 1 failure, 2 usage, 3 model not found, 4 the prompt is longer than the context, 5 the answer
+    does not have the form that was asked for, 124 --timeout, 130 interrupted, 143 terminated.
     """
     if version:
         print(f"localllm {__version__}")
@@ -143,6 +145,7 @@ for panel, commands in {
 
 def main() -> None:
     """Run the app on the command line's words; text is UTF-8 whatever the locale says."""
+    end_on_termination()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -5,7 +5,7 @@ place that prints them. Exceptions of libraries are turned into these where the 
 
     LocalLLMError            1
     ├── UsageError           2    the command line or a setting cannot be understood
-    ├── ModelNotFound        1    no such file, catalogue name or installed model
+    ├── ModelNotFound        3    no such file, catalogue name or installed model
     ├── DownloadError        1
     │   ├── Unreachable      1    the source did not answer; the next source is tried
     │   └── ChecksumMismatch 1    the bytes are not the ones that were promised
@@ -14,8 +14,12 @@ place that prints them. Exceptions of libraries are turned into these where the 
     │   ├── UnknownArchitecture 1
     │   └── OutOfMemory      1
     ├── TemplateError        1    a chat template failed, or broke a bound
-    ├── ContextOverflow      1    the prompt is longer than the context
-    └── Interrupted          130  Ctrl-C
+    ├── ContextOverflow      4    the prompt is longer than the context
+    ├── ConstraintError      5    the answer is not what was asked for: cut by a limit, or out of its form
+    └── TimedOut             124  --timeout has passed
+
+Without an error of this tree a process ends with 130 after Ctrl-C, 143 after SIGTERM (`signals.py`), and 141 when
+whoever read its output has gone.
 """
 
 from __future__ import annotations
@@ -23,8 +27,13 @@ from __future__ import annotations
 SUCCESS = 0
 FAILURE = 1
 USAGE = 2
+MODEL_NOT_FOUND = 3
+CONTEXT_OVERFLOW = 4
+CONSTRAINT = 5
+TIMEOUT = 124
 INTERRUPTED = 130
 BROKEN_PIPE = 141
+TERMINATED = 143
 
 
 class LocalLLMError(Exception):
@@ -43,6 +52,7 @@ class UsageError(LocalLLMError):
 
 
 class ModelNotFound(LocalLLMError):
+    exit_code = MODEL_NOT_FOUND
     hint = "`localllm models` lists the names that are known"
 
 
@@ -81,6 +91,8 @@ class TemplateError(LocalLLMError):
 class ContextOverflow(LocalLLMError):
     """The prompt does not fit: `needed` and `available` count tokens."""
 
+    exit_code = CONTEXT_OVERFLOW
+
     def __init__(self, needed: int, available: int, limit: int) -> None:
         self.needed, self.available = needed, available
         if needed < limit:
@@ -90,8 +102,18 @@ class ContextOverflow(LocalLLMError):
         super().__init__(f"the prompt is {needed} tokens long and the context holds {available}", hint)
 
 
-class Interrupted(LocalLLMError):
-    exit_code = INTERRUPTED
+class ConstraintError(LocalLLMError):
+    """The answer was written, and is not what was asked for."""
 
-    def __init__(self) -> None:
-        super().__init__("interrupted")
+    exit_code = CONSTRAINT
+    hint = "more --max-tokens, or a larger model, may bring it to its end"
+
+
+class TimedOut(LocalLLMError):
+    """`seconds` is what was allowed."""
+
+    exit_code = TIMEOUT
+    hint = "a larger --timeout gives it more"
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"not finished after {seconds:g} seconds")

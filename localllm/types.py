@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from localllm.fields import check_all, option
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length"]
@@ -112,11 +116,30 @@ class EngineOptions:
         check_all(self)
 
 
+ConstraintKind = Literal["schema", "grammar", "regex", "choice"]
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """The form that an answer is held to; `text/constrain.py` compiles it.
+
+    `text` is a JSON Schema, a grammar in GBNF, a regular expression, or a JSON list of strings.
+    """
+
+    kind: ConstraintKind
+    text: str
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
+    """`prefill` is how the answer begins; with `logprobs` every chunk of a token has that many alternatives."""
+
     messages: tuple[Message, ...]
     sampling: Sampling = field(default_factory=Sampling)
     limits: Limits = field(default_factory=Limits)
+    constraint: Constraint | None = None
+    prefill: str = ""
+    logprobs: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,16 +151,44 @@ class Usage:
     completion_tokens: int
     prompt_seconds: float
     decode_seconds: float
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScore:
+    """How likely a token was in the model's own distribution, before any sampling: `logprob` is a natural logarithm."""
+
+    token: int
+    piece: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The token that was chosen, and the likeliest ones, the best first."""
+
+    chosen: TokenScore
+    top: tuple[TokenScore, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of an answer. `text` can be shown now, may be empty; the last chunk alone has `finish` and `usage`."""
+    """A piece of an answer. `text` can be shown now, may be empty; the last chunk alone has `finish` and `usage`.
+
+    `fulfilled` is false on the last chunk of an answer that was cut before it had the form its request asks for.
+    """
 
     text: str
     token: int | None = None
     finish: Finish | None = None
     usage: Usage | None = None
+    scores: Scores | None = None
+    fulfilled: bool = True
+
+
+# A bit a token, set where it is allowed: token i is bit i % 8 of byte i // 8.
+Mask = Callable[[], bytes]
 
 
 class Engine(Protocol):
@@ -184,6 +235,7 @@ class TokenModel(Tokenizer, Protocol):
 
     context: int
     trained_context: int
+    vocabulary_size: int
 
     def is_end(self, token: int) -> bool: ...
 
@@ -206,10 +258,18 @@ class TokenModel(Tokenizer, Protocol):
         """Evaluate one more token."""
         ...
 
+    def logits(self) -> NDArray[np.float32]:
+        """The logits of the last evaluation, float32 (vocabulary_size,); valid until the next one."""
+        ...
+
     def sampler(
-        self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int]
+        self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int], mask: Mask | None = None
     ) -> AbstractContextManager[Callable[[], int]]:
-        """A function that draws the next id from the logits of the last evaluation."""
+        """A function that draws the next id from the logits of the last evaluation.
+
+        `mask` is asked before each draw; a token that it does not allow is out of the distribution before anything
+        else of the sampling is applied, so that what remains keeps its proportions.
+        """
         ...
 
     def interruptible(self) -> AbstractContextManager[None]:

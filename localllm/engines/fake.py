@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
 from localllm.engines.local import LocalEngine
 from localllm.errors import ContextOverflow, ModelNotFound
-from localllm.types import EngineOptions, Sampling
+from localllm.types import EngineOptions, Mask, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 END = 256
 
@@ -30,8 +35,10 @@ class FakeModel:
     """A `TokenModel` with 256 tokens, one a byte, and one that ends the answer."""
 
     begin_text = end_text = ""
+    vocabulary_size = END + 1
 
     def __init__(self, script: bytes, context: int) -> None:
+        self._next = END
         self._script = script
         self._held: list[int] = []
         self._abort = AbortFlag()
@@ -79,10 +86,31 @@ class FakeModel:
     def interruptible(self) -> AbstractContextManager[None]:
         return abort_on_interrupt(self._abort)
 
+    def logits(self) -> NDArray[np.float32]:
+        """The next byte of the script stands 8 above all others."""
+        import numpy as np
+
+        scores = np.zeros(self.vocabulary_size, np.float32)
+        scores[self._next] = 8
+        return scores
+
     @contextmanager
-    def sampler(self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int]) -> Iterator[Callable[[], int]]:
+    def sampler(
+        self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int], mask: Mask | None = None
+    ) -> Iterator[Callable[[], int]]:
+        """The script, or what comes nearest to it among the allowed tokens: the next one above in number."""
         script = iter([*self._script, END])
-        yield lambda: next(script, END)
+        self._next = next(script)
+
+        def draw() -> int:
+            drawn, self._next = self._next, next(script, END)
+            if mask is None:
+                return drawn
+            bits = mask()
+            allowed = [token for token in range(self.vocabulary_size) if bits[token // 8] >> token % 8 & 1]
+            return min(allowed, key=lambda token: (token - drawn) % self.vocabulary_size)
+
+        yield draw
 
     def close(self) -> None:
         self.closed = True

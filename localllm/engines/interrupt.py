@@ -1,9 +1,10 @@
-"""Ctrl-C while native code runs.
+"""Ctrl-C, SIGTERM and a deadline while native code runs.
 
 Python acts on a signal only between two of its own instructions, and a long prompt can keep the main thread in native
 code for a minute. Python's C signal handler does write a byte into the "wakeup" socket at once, though; a thread that
-reads it raises the flag that native code polls. Native code returns, and whoever called it raises KeyboardInterrupt.
-No exception flies out of the signal itself: it could land in a callback from native code, which swallows it.
+reads it raises the flag that native code polls. Native code returns, whoever called it raises KeyboardInterrupt, and
+`abort_on_interrupt` makes of it what the signal means. No exception flies out of the signal itself: it could land in a
+callback from native code, which swallows it.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
+]
 
 
 class AbortFlag:
@@ -45,45 +50,58 @@ class AbortFlag:
 
 @contextmanager
 def abort_on_interrupt(flag: AbortFlag) -> Iterator[None]:
-    """While this runs in the main thread, SIGINT puts the flag up at once; a second one raises KeyboardInterrupt.
+    """While this runs in the main thread, a signal that has a handler puts the flag up at once.
 
-    A flag that nobody acted on raises KeyboardInterrupt at the end: no Ctrl-C is lost. In another thread this does
-    nothing: signals are the main thread's.
+    The handler is called at the end, or when a second signal comes; it raises. A flag that nobody acted on does so
+    too: no Ctrl-C is lost. In another thread this does nothing: signals are the main thread's.
     """
     flag.take_down()
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    count = 0
+    came: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
 
-    def handle(_number: int, _frame: Any) -> None:
-        nonlocal count
-        count += 1
+    def end() -> None:
+        handler = handlers[came[0]]
+        if callable(handler):
+            handler(came[0], None)
+        raise KeyboardInterrupt
+
+    def handle(number: int, _frame: Any) -> None:
+        came.append(number)
         flag.put_up()
-        if count > 1:
-            raise KeyboardInterrupt
+        if len(came) > 1:
+            end()
 
     reader, writer = socket.socketpair()
     writer.setblocking(False)
-    previous_handler = signal.signal(signal.SIGINT, handle)
+    held = [number for number, handler in handlers.items() if callable(handler)]  # what is ignored stays so
+    for number in held:
+        signal.signal(number, handle)
     previous_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    watcher = threading.Thread(target=_watch, args=(reader, flag), daemon=True)
+    watcher = threading.Thread(target=_watch, args=(reader, flag, held), daemon=True)
     watcher.start()
     try:
         yield
-        if count:
-            raise KeyboardInterrupt
+        if came:
+            end()
+    except KeyboardInterrupt:
+        if came:
+            end()
+        raise
     finally:
         signal.set_wakeup_fd(previous_descriptor)
-        signal.signal(signal.SIGINT, previous_handler)
+        for number in held:
+            signal.signal(number, handlers[number])
         writer.close()
         watcher.join()
         reader.close()
         flag.take_down()
 
 
-def _watch(reader: socket.socket, flag: AbortFlag) -> None:
+def _watch(reader: socket.socket, flag: AbortFlag, numbers: Collection[int]) -> None:
     while number := reader.recv(1):
-        if number[0] == signal.SIGINT:
+        if number[0] in numbers:
             flag.put_up()

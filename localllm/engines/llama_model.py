@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
@@ -21,7 +21,11 @@ from localllm.engines.native import llama, log
 from localllm.engines.vocabulary import Vocabulary
 from localllm.errors import BadModelFile, ContextOverflow, EngineError, OutOfMemory, UnknownArchitecture, UsageError
 from localllm.formats.gguf import TYPE_IDS, read_header
-from localllm.types import EngineOptions, Sampling
+from localllm.types import EngineOptions, Mask, Sampling
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 BATCH = 2048
 _FLASH = {"auto": -1, "off": 0, "on": 1}
@@ -208,8 +212,15 @@ class LlamaModel(Vocabulary):
 
     # Sampling
 
+    def logits(self) -> NDArray[np.float32]:
+        import numpy as np
+
+        return np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self._context, -1), (self.vocabulary_size,))
+
     @contextmanager
-    def sampler(self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int]) -> Iterator[Callable[[], int]]:
+    def sampler(
+        self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int], mask: Mask | None = None
+    ) -> Iterator[Callable[[], int]]:
         api = self._llama
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         try:
@@ -217,7 +228,12 @@ class LlamaModel(Vocabulary):
                 api.llama_sampler_chain_add(chain, link)
             for token in history[-_look_back(sampling, self.context) :] if _penalizes(sampling) else ():
                 api.llama_sampler_accept(chain, token)
-            yield lambda: int(api.llama_sampler_sample(chain, self._context, -1))
+            if mask is None:
+                yield lambda: int(api.llama_sampler_sample(chain, self._context, -1))
+            else:
+                from localllm.engines.llama_masked import masked_draw
+
+                yield lambda: masked_draw(api, chain, self.logits, mask)
         finally:
             api.llama_sampler_free(chain)
 
