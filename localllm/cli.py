@@ -31,6 +31,7 @@ from localllm.commands.rm import rm
 from localllm.commands.run import run
 from localllm.commands.search import search
 from localllm.commands.show import show
+from localllm.commands.tokenize import tokenize
 from localllm.commands.tune import tune
 from localllm.commands.update import update
 from localllm.commands.verify import verify
@@ -135,6 +136,7 @@ def root(
 
 for panel, commands in {
     "Use": (run, chat),
+    "Look inside": (tokenize,),
     "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
     "Make": (convert, quantize, imatrix, evaluate, tune),
     "Machine": (bench, doctor),

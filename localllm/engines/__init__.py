@@ -18,3 +18,8 @@ def open_engine(kind: str, path: Path, options: EngineOptions, *, single: bool =
     if kind not in ENGINES:
         raise UsageError(f"--engine {kind}: the engines are {', '.join(ENGINES)}")
     return importlib.import_module(ENGINES[kind]).open_model(path, options, single=single)
+
+
+def open_tokenizer(path: Path, template: str = "none") -> Any:
+    """The tokenizer of a model file, with its chat template where one is asked for: a `local.Prompter`."""
+    return importlib.import_module(ENGINES["llama.cpp"]).open_tokenizer(path, template)

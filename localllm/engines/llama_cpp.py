@@ -9,10 +9,11 @@ from typing import TypeVar
 from localllm import fit, hardware
 from localllm.engines import native
 from localllm.engines.llama_model import BATCH, LlamaModel
-from localllm.engines.local import LocalEngine
+from localllm.engines.local import LocalEngine, Prompter
 from localllm.engines.scorer import Scorer
+from localllm.engines.vocabulary import VocabularyOnly
 from localllm.errors import UsageError
-from localllm.formats.gguf import Header, read_model
+from localllm.formats.gguf import Header, read_header, read_model
 from localllm.text.template import BUILT_IN, ChatTemplate, template_source
 from localllm.types import EngineOptions
 
@@ -39,6 +40,20 @@ def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> L
             model.close()
         if template is not None:
             template.close()
+        raise
+
+
+def open_tokenizer(path: Path, template: str) -> Prompter:
+    """The vocabulary and the chat template alone. Raises ModelNotFound, BadModelFile, UsageError."""
+    header = read_header(path)
+    vocabulary = VocabularyOnly(path)
+    try:
+        own = header.metadata.get("tokenizer.chat_template")
+        chosen, notice = template_source(template, own, is_chat_model(header), vocabulary)
+        notices = (notice,) if notice else ()
+        return Prompter(vocabulary, ChatTemplate(chosen) if chosen else None, notices=notices)
+    except BaseException:
+        vocabulary.close()
         raise
 
 

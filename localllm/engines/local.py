@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 class Prompter:
     """Messages -> the text and the ids that a model is given; without a template they are plain text."""
 
-    def __init__(self, vocabulary: Tokenizer, template: ChatTemplate | None) -> None:
-        self.vocabulary, self._template = vocabulary, template
+    def __init__(self, vocabulary: Tokenizer, template: ChatTemplate | None, *, notices: tuple[str, ...] = ()) -> None:
+        self.vocabulary, self._template, self.notices = vocabulary, template, notices
 
     def prompt(self, messages: tuple[Message, ...]) -> str:
         """The text that the model is given for these messages."""
@@ -60,8 +60,8 @@ class LocalEngine(Prompter):
         notices: tuple[str, ...] = (),
         single: bool = False,
     ) -> None:
-        super().__init__(model, template)
-        self.model, self.notices, self._single = model, notices, single
+        super().__init__(model, template, notices=notices)
+        self.model, self._single = model, single
         self._tokenizer: Any = None  # made for the first answer that is held to a form
 
     def stream(self, request: Request) -> Generator[Chunk, None, None]:

@@ -244,7 +244,7 @@ class _Reader:
         base = -(-self.position // alignment) * alignment
         names: set[str] = set()
         tensors = []
-        end = base
+        end = base if rows else self.position  # a vocabulary alone need not be filled up
         for name, shape, type_id, offset in rows:
             if name in names:
                 raise self.bad(f"the tensor {name!r} occurs twice")

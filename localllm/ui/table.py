@@ -21,7 +21,7 @@ def print_table(
     """
     table = [[visible(cell).replace("\n", "␊") for cell in row] for row in (head, *rows)]
     columns = list(range(len(head)))
-    widths = [max(len(row[i]) for row in table) for i in columns]
+    widths = [max(cell_length(row[i]) for row in table) for i in columns]
     if sys.stdout.isatty():
         room = shutil.get_terminal_size().columns
         for column in expendable:
@@ -32,9 +32,7 @@ def print_table(
         widths[last] = max(min(_LEAST, widths[last]), min(widths[last], room - _width(columns[:-1], widths)))
     for row in table:
         cells = [(_cut(row[i], widths[i]), widths[i], i in right) for i in columns]
-        line = (" " * _GAP).join(
-            cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in cells
-        )
+        line = (" " * _GAP).join(pad(cell, width, to_right=to_right) for cell, width, to_right in cells)
         sys.stdout.write(line.rstrip() + "\n")
 
 
@@ -47,8 +45,30 @@ def _least(columns: Sequence[int], widths: Sequence[int]) -> int:
     return _width(columns[:-1], widths) + min(_LEAST, widths[columns[-1]])
 
 
+def cell_length(text: str) -> int:
+    """How many columns of a terminal a text takes: Chinese takes two a character."""
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)
+
+
+def pad(text: str, width: int, *, to_right: bool = False) -> str:
+    space = " " * (width - cell_length(text))
+    return space + text if to_right else text + space
+
+
 def _cut(cell: str, width: int) -> str:
     """What fits of a cell: the end of a path, whose last part tells most; the beginning of anything else."""
-    if len(cell) <= width:
+    if cell_length(cell) <= width:
         return cell
-    return "…" + cell[len(cell) - width + 1 :] if "/" in cell else cell[: width - 1] + "…"
+    if "/" in cell:
+        cell = cell[1 - width :]
+        while cell_length(cell) > width - 1:
+            cell = cell[1:]
+        return "…" + cell
+    cell = cell[: width - 1]
+    while cell_length(cell) > width - 1:
+        cell = cell[:-1]
+    return cell + "…"

@@ -1,0 +1,97 @@
+"""Tokens on the terminal: the text with every token's ground in another colour, and a table; or JSON.
+
+A token's bytes need not be whole characters; what is none is shown by its bytes. Control characters are shown, never
+obeyed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from localllm.types import Tokenizer
+from localllm.ui.render import visible
+from localllm.ui.table import print_table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+SPECIAL = "bold black on yellow"
+_GROUNDS = ("bright_white on #3a5a80", "bright_white on #7a4a2a")
+# Where there are no colours.
+_PLAIN, _PLAIN_SPECIAL = ("none", "underline"), "reverse"
+
+
+def shown(data: bytes) -> str:
+    """A token's bytes in running text: invalid UTF-8 as \\xf0, a line break by its sign before it."""
+    return visible(data.decode(errors="backslashreplace")).replace("\n", "␊\n")
+
+
+def quoted(data: bytes) -> str:
+    """A token's bytes where nothing of them may be lost, spaces included: as Python writes a string, or bytes."""
+    try:
+        return repr(data.decode())
+    except UnicodeDecodeError:
+        return repr(data)
+
+
+def terminal() -> Console | None:
+    """A console for colours, where standard output is a terminal that can show any kind of emphasis."""
+    if not sys.stdout.isatty():
+        return None
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.color_system else None
+
+
+def show(tokens: Sequence[int], vocabulary: Tokenizer) -> None:
+    """On a terminal the coloured text first; then the table and the count."""
+    console = terminal()
+    if console is not None and tokens:
+        from rich.text import Text
+
+        grounds, special = (_PLAIN, _PLAIN_SPECIAL) if console.no_color else (_GROUNDS, SPECIAL)
+        text = Text()
+        for index, token in enumerate(tokens):
+            style = special if vocabulary.is_special(token) else grounds[index % 2]
+            text.append(shown(vocabulary.spelled(token)), style)
+        console.print(text, soft_wrap=True)
+        print()
+    if tokens:
+        rows = [_row(token, vocabulary) for token in tokens]
+        print_table(("id", "bytes", "piece"), rows, right=(0,), expendable=(1,))
+    print(f"{len(tokens)} token{'s' * (len(tokens) != 1)}")
+
+
+def _row(token: int, vocabulary: Tokenizer) -> tuple[str, str, str]:
+    data = vocabulary.spelled(token)
+    if vocabulary.is_special(token):
+        return str(token), "special", data.decode(errors="replace")
+    return str(token), data.hex(" "), quoted(data)
+
+
+def as_json(token: int, vocabulary: Tokenizer) -> dict[str, Any]:
+    """`bytes` are exact; `piece` is their text, with U+FFFD where they are none."""
+    data = vocabulary.spelled(token)
+    return {
+        "id": token,
+        "piece": data.decode(errors="replace"),
+        "bytes": list(data),
+        "special": vocabulary.is_special(token),
+    }
+
+
+def write_json(tokens: Sequence[int], vocabulary: Tokenizer, text: str | None) -> None:
+    """One object, a token a line; `text` is what a template made of the messages."""
+    out = sys.stdout
+    out.write(f'{{"count": {len(tokens)}, ')
+    if text is not None:
+        out.write(f'"text": {json.dumps(text, ensure_ascii=False)}, ')
+    out.write('"tokens": [')
+    for index, token in enumerate(tokens):
+        out.write(",\n" if index else "\n")
+        out.write(json.dumps(as_json(token, vocabulary), ensure_ascii=False))
+    out.write("\n]}\n")
