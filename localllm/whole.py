@@ -1,15 +1,17 @@
-"""Files that appear whole or not at all: written beside their target, synced, renamed."""
+"""Files and folders that appear whole or not at all: written beside their target, synced, renamed."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from localllm.errors import UsageError
 
 _SUFFIX = ".part"
+_FORMER = ".former"
 
 
 def require_target(path: Path, *, force: bool) -> None:
@@ -31,6 +33,50 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.replace(path)
         with suppress(OSError):  # no folder can be opened on Windows
             sync(path.parent)
+
+
+def require_folder(path: Path, *, ours: Collection[str]) -> None:
+    """Whether a folder may be written there: it must be new, or hold nothing but files of these names.
+
+    Raises UsageError.
+    """
+    if not path.parent.is_dir():
+        raise UsageError(f"there is no folder {path.parent}", "make it first, or name another with -o")
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise UsageError(f"{path} is not a folder", "name a new one with -o")
+    if not path.exists():
+        return
+    if not ours and any(path.iterdir()):
+        raise UsageError(f"{path} exists", "--force replaces it")
+    other = next((entry.name for entry in path.iterdir() if entry.name not in ours or not entry.is_file()), None)
+    if other is not None:
+        raise UsageError(f"{path} holds more than an export writes ({other})", "name a new folder with -o")
+
+
+@contextmanager
+def replacing_folder(path: Path, ours: Collection[str] = ()) -> Iterator[Path]:
+    """A new folder to write files to, which takes `path`'s place when the block ends and is removed when it fails.
+
+    What `path` holds of the names in `ours` is replaced, and anything else is an error, as in `require_folder`.
+    """
+    require_folder(path, ours=ours)
+    _remove_leftovers(path)
+    beside, former = (path.with_name(f".{path.name}.{os.getpid()}{end}{_SUFFIX}") for end in ("", _FORMER))
+    try:
+        beside.mkdir()
+        yield beside
+        for entry in [*beside.iterdir(), beside]:
+            with suppress(OSError) if entry == beside else nullcontext():  # no folder can be opened on Windows
+                sync(entry)
+        require_folder(path, ours=ours)  # it may have been filled meanwhile
+        if path.exists():
+            path.rename(former)
+        beside.rename(path)
+        with suppress(OSError):
+            sync(path.parent)
+    finally:
+        for folder in (beside, former):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
@@ -65,6 +111,9 @@ def _remove_leftovers(path: Path) -> None:
 
     prefix = f".{path.name}."
     for other in path.parent.glob(f".*{_SUFFIX}"):
-        process = other.name.removeprefix(prefix).removesuffix(_SUFFIX)
+        process = other.name.removeprefix(prefix).removesuffix(_SUFFIX).removesuffix(_FORMER)
         if other.name.startswith(prefix) and process.isdecimal() and not psutil.pid_exists(int(process)):
-            other.unlink(missing_ok=True)
+            if other.is_dir() and not other.is_symlink():
+                shutil.rmtree(other, ignore_errors=True)
+            else:
+                other.unlink(missing_ok=True)

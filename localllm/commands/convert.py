@@ -1,4 +1,4 @@
-"""`localllm convert`: a Hugging Face checkpoint -> a GGUF file."""
+"""`localllm convert`: a Hugging Face checkpoint -> a GGUF file; it or a GGUF -> a folder with an ONNX model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,21 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace FILE where i
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="A folder with config.json and safetensors, or owner/repo.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="A folder with config.json and safetensors, or owner/repo; for onnx also a GGUF."
+        ),
     ],
-    to: Annotated[str, typer.Option("--to", help="The format: gguf.")] = "gguf",
+    to: Annotated[str, typer.Option("--to", help="The format: gguf or onnx.")] = "gguf",
     dtype: Annotated[
         str, typer.Option("--dtype", help="f32, f16, bf16, q8_0, or auto: the checkpoint's own type in 16 bits.")
     ] = "auto",
+    quant: Annotated[
+        str, typer.Option("--quant", help="For onnx: q4, q8, f16, f32, or auto: a GGUF's own blocks, else f32.")
+    ] = "auto",
+    accuracy: Annotated[
+        int, typer.Option("--accuracy", help="For onnx: 4 rounds activations to 8 bits, as llama.cpp; 0 does not.")
+    ] = 4,
     lora: Annotated[bool, typer.Option("--lora", help="SRC is a PEFT LoRA adapter.")] = False,
     base: Annotated[str, typer.Option("--base", metavar="FOLDER", help="With --lora, the model it belongs to.")] = "",
     output: OutputOption = None,
@@ -32,14 +41,26 @@ def convert(
     yes: YesOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Convert a Hugging Face checkpoint, or a LoRA adapter, into a GGUF file, without PyTorch; its path is printed."""
+    """Convert a Hugging Face checkpoint, or a LoRA adapter, into a GGUF file, without PyTorch; its path is printed.
+
+    --to onnx makes a folder with an ONNX model, its tokenizer and its chat template, also out of a GGUF.
+    """
     from localllm.commands._checkpoint import find_checkpoint
     from localllm.convert import gguf
     from localllm.ui.progress import say, work_progress
     from localllm.whole import require_target
 
-    if to != "gguf":
-        raise UsageError(f"--to {to}: the formats are gguf")
+    if to.lower() == "onnx":
+        if lora or dtype != "auto":
+            raise UsageError("--lora and --dtype are for --to gguf", "--quant q4|q8|f16|f32 is for ONNX")
+        from localllm.commands._export import export_onnx
+
+        export_onnx(source, quant.lower(), accuracy, output, force=force, yes=yes, quiet=quiet)
+        return
+    if to.lower() != "gguf":
+        raise UsageError(f"--to {to}: the formats are gguf and onnx")
+    if quant != "auto" or accuracy != 4:
+        raise UsageError("--quant and --accuracy are for --to onnx", "--dtype, or localllm quantize, is for GGUF")
     if dtype not in (*gguf.TYPES, "auto"):
         raise UsageError(f"--dtype {dtype}: the types are {', '.join(gguf.TYPES)} and auto")
     if output is not None:

@@ -53,6 +53,18 @@ _KNOWN: dict[tuple[tuple[Step, ...], bool], str] = {
      False): "deepseek-coder",
 }  # fmt: skip
 
+# Further names that llama.cpp has for the same steps.
+_ALIASES = {
+    "llama3": "llama-bpe", "llama-v3": "llama-bpe", "falcon3": "llama-bpe", "falcon-h1": "llama-bpe",
+    "pixtral": "llama-bpe", "lfm2": "llama-bpe", "phi-2": "gpt-2", "mellum": "gpt-2", "deepseek-r1-qwen": "qwen2",
+}  # fmt: skip
+
+
+def by_name(name: str) -> tuple[tuple[Step, ...], bool] | None:
+    """The steps that stand behind a name of llama.cpp's, and whether whole words are taken as such; None if unknown."""
+    name = _ALIASES.get(name, name)
+    return next((steps for steps, known in _KNOWN.items() if known == name), None)
+
 
 def identify(tokenizer: Mapping[str, Any], where: str) -> str:
     """llama.cpp's name. Raises BadModelFile where it has none for these steps."""

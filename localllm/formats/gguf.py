@@ -156,17 +156,22 @@ def read_header(path: Path, *, any_kind: bool = False) -> Header:
 
 def read_model(path: Path) -> Header:
     """The header of a model, with the tensors of all its shards where it is split. Raises as `read_header`."""
+    return merged(read_shards(path))
+
+
+def read_shards(path: Path) -> list[Header]:
+    """The headers of a model's files, the first of which has all metadata. Raises as `read_header`."""
     header = read_header(path)
     if header.metadata.get("split.no", 0):
         raise BadModelFile(f"{path} is not the first shard of its model", "name the first, -00001-of-...")
     count = header.metadata.get("split.count", 1)
     match = _SHARD.fullmatch(path.name)
     if count == 1 or match is None:
-        return header
+        return [header]
     if not isinstance(count, int) or count != int(match["count"]) or int(match["index"]) != 1:
         raise BadModelFile(f"{path} is the first of {count!r} shards, and its name says otherwise", "rename it")
     names = (f"{match['stem']}-{i:05}-of-{count:05}.gguf" for i in range(2, count + 1))
-    return merged([header, *(read_header(path.with_name(name)) for name in names)])
+    return [header, *(read_header(path.with_name(name)) for name in names)]
 
 
 class Growing(Protocol):

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 DATA = Path(__file__).parent.parent / "data" / "checkpoints"
+UNSTRIPPED = {"single_word": False, "lstrip": False, "rstrip": False}  # of an added token, as it is written
 NAMES = sorted(p.stem for p in DATA.glob("*.json"))
 
 
@@ -103,7 +104,7 @@ def write_tokenizer(folder: Path, size: int, **changed: Any) -> dict[str, Any]:
     tokenizer = {
         "version": "1.0",
         "added_tokens": [
-            {"id": tokens.index(t), "content": t, "special": True, "normalized": False}
+            {"id": tokens.index(t), "content": t, "special": True, "normalized": False, **UNSTRIPPED}
             for t in ("<|end|>", "<|begin|>")
         ],
         "normalizer": None,

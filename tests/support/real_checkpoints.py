@@ -14,7 +14,7 @@ import gguf
 import numpy as np
 
 from localllm.formats.gguf import read_header
-from tests.support.checkpoints import write_safetensors
+from tests.support.checkpoints import UNSTRIPPED, write_safetensors
 
 _CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "dtype": "bfloat16",
@@ -64,7 +64,7 @@ def _write_tokenizer(folder: Path, reader: Any) -> None:
     tokenizer = {
         "version": "1.0",
         "added_tokens": [
-            {"id": i, "content": fields["tokens"][i], "special": True, "normalized": False} for i in added
+            {"id": i, "content": fields["tokens"][i], "special": True, "normalized": False, **UNSTRIPPED} for i in added
         ],
         "pre_tokenizer": {
             "type": "Sequence",
