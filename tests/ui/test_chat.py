@@ -147,7 +147,7 @@ def test_markdown_is_drawn(home: Path, tmp_path: Path) -> None:
         with Terminal("chat", "--engine", "fake", "-m", str(script), **environment) as terminal:
             terminal.wait(lambda t: prompts(t) == 1)
             terminal.send("go\r")
-            text = terminal.wait(lambda t: " 1 " in t and at_prompt(t))
+            text = terminal.wait(lambda t: "1  2" in t and at_prompt(t))
             assert "# Title" in text and "Some bold text." in text and " • a" in text
             assert "**" not in text and "```" not in text
             # A name of an ANSI colour, 30 to 37 and 90 to 97, is colour; bold and underline are not.

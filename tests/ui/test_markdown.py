@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import pickle
 import random
-import time
 
 import pyte
 import pytest
@@ -13,6 +13,7 @@ from rich.console import Console
 from localllm.ui import markdown
 from localllm.ui.markdown import MarkdownStream
 from localllm.ui.render import visible
+from tests.benchmarks.stream_markdown import ENDLESS, quarters
 
 TEXT = """# A heading
 
@@ -100,7 +101,8 @@ def test_what_it_looks_like() -> None:
     lines = Screen().show([TEXT])
     assert lines[0] == "# A heading"
     assert 'return "```" if x else' in "\n".join(lines)
-    assert " 1 one" in lines
+    for line in (" 1. one", "    still two", " • a", "    • nested", "▌ a quotation", "name  value"):
+        assert line in lines
     assert "The end." in lines
     assert "**" not in "\n".join(lines)
 
@@ -123,18 +125,36 @@ def test_a_growing_line_is_appended_to() -> None:
     assert screen.written < 20 * len(text)
 
 
-def test_the_cost_does_not_grow_with_the_answer() -> None:
-    def seconds(text: str) -> float:
-        out = MarkdownStream(Screen().console)
-        started = time.process_time()
-        for n in range(0, len(text), 4):
-            out.push(text[n : n + 4])
-        out.finish()
-        return time.process_time() - started
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(ENDLESS))
+def test_what_a_token_writes_does_not_grow(kind: str) -> None:
+    """The work of a frame is bounded by what it may draw again: in the last quarter no more than in the first."""
+    written = [count for _, count in quarters(kind, 800)]
+    assert written[3] < 1.5 * written[0] + 8
 
-    for block in ("A sentence of some words.\n\n", "```\n" + "code here\n" * 3):
-        short, long = block * 20, block * 100
-        assert seconds(long) < 15 * max(seconds(short), 0.05)
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(ENDLESS))
+def test_what_may_change_stays_small(kind: str) -> None:
+    """However long an answer is, only a bounded rest of it is kept."""
+    stream = MarkdownStream(Screen().console)
+    first, unit = ENDLESS[kind]
+    stream.push(first)
+    sizes = []
+    for _ in range(100):
+        stream.push(unit * (300 // len(unit)))
+        sizes.append(len(pickle.dumps((stream._blocks, stream._tail))))
+    assert max(sizes) < 40_000 and max(sizes[len(sizes) // 2 :]) < 1.5 * max(sizes[: len(sizes) // 2])
+
+
+def test_one_push_of_a_megabyte() -> None:
+    for text in ("word " * 200_000, "x" * 1_000_000, "```\n" + "y" * 1_000_000, "|" * 300_000, "[" * 20_000):
+        screen = Screen()
+        lines = MarkdownStream(screen.console)
+        lines.push(text)
+        lines.finish()
+        shown = screen.file.getvalue().translate(str.maketrans("", "", " \n"))
+        assert len(shown) > 0.9 * len(text.replace(" ", "")) or "|" in text
 
 
 def test_resize_while_it_grows() -> None:
