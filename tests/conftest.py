@@ -13,6 +13,7 @@ from localllm.engines.llama_model import LlamaModel
 from localllm.hub import catalogue, store
 from localllm.hub.pull import fetch_entry
 from localllm.types import EngineOptions
+from tests.support import real_checkpoints
 
 # What a developer has set must not change what is tested.
 for name in [n for n in os.environ if n.startswith("LOCALLLM_") and n != "LOCALLLM_HOME"]:
@@ -26,6 +27,12 @@ def model_path() -> Path:
     entry = catalogue.get(catalogue.DEFAULT_MODEL)
     failures: list[str] = []
     return store.installed(entry) or fetch_entry(entry, lambda _: None, lambda e: failures.append(str(e)))
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of all-MiniLM-L6-v2, with its tokenizer and what sentence-transformers notes."""
+    return real_checkpoints.minilm(tmp_path_factory.mktemp("minilm"))
 
 
 @pytest.fixture(scope="session")

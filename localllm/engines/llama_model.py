@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
 from localllm.engines.native import llama, log
-from localllm.engines.vocabulary import Vocabulary
+from localllm.engines.vocabulary import Vocabulary, keep_accents
 from localllm.errors import BadModelFile, ContextOverflow, EngineError, OutOfMemory, UnknownArchitecture, UsageError
 from localllm.formats.gguf import TYPE_IDS, read_header
 from localllm.types import EngineOptions, Mask, Sampling
@@ -63,6 +63,7 @@ class LlamaModel(Vocabulary):
         api = self._llama
         parameters = api.llama_model_default_params()
         parameters.n_gpu_layers = gpu_layers
+        parameters.kv_overrides = keep_accents(api)
         parameters.load_mode = api.LLAMA_LOAD_MODE_MMAP if options.mmap else api.LLAMA_LOAD_MODE_NONE
         parameters.progress_callback = api.llama_progress_callback(lambda _part, _data: not self.abort.is_up)
         log.take_errors()

@@ -13,6 +13,9 @@ from typing import Any
 
 from localllm.engines.native import llama, log
 from localllm.errors import BadModelFile, EngineError
+from localllm.text.wordpiece import WordPieceNormalizer
+
+_NORMALIZER = "tokenizer.ggml.normalizer."
 
 
 class Vocabulary:
@@ -24,6 +27,7 @@ class Vocabulary:
     begin_text: str
     end_text: str
     vocabulary_size: int
+    _normalize: WordPieceNormalizer | None
 
     def _take_vocabulary(self, model: Any) -> None:
         """The vocabulary of a native model, which lives as long as that does."""
@@ -31,10 +35,16 @@ class Vocabulary:
         self._pieces = {}
         self._vocabulary = api.llama_model_get_vocab(model)
         self.vocabulary_size = api.llama_vocab_n_tokens(self._vocabulary)
+        self._normalize = None
+        if api.llama_vocab_type(self._vocabulary) == api.LLAMA_VOCAB_TYPE_WPM:
+            lowercase = _flag(api, model, "lowercase", True)
+            self._normalize = WordPieceNormalizer(_flag(api, model, "strip_accents", lowercase))
         self.begin_text = self._special_text(api.llama_vocab_bos(self._vocabulary))
         self.end_text = self._special_text(api.llama_vocab_eos(self._vocabulary))
 
     def tokenize(self, text: str, *, begin: bool, special: bool = True) -> list[int]:
+        if self._normalize is not None:
+            text = self._normalize(text)
         data = text.encode("utf-8", errors="replace")
         room = len(data) + 8
         buffer = (ctypes.c_int32 * room)()
@@ -78,6 +88,24 @@ class Vocabulary:
         return self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
 
 
+def keep_accents(api: Any) -> Any:
+    """What a model is loaded with so that llama.cpp leaves accents alone: `WordPieceNormalizer` strips them.
+
+    Only vocabularies of word pieces look at it. The array ends with an empty key.
+    """
+    overrides = (api.llama_model_kv_override * 2)()
+    overrides[0].key, overrides[0].tag = f"{_NORMALIZER}strip_accents".encode(), api.LLAMA_KV_OVERRIDE_TYPE_BOOL
+    overrides[0].value.val_bool = False
+    return overrides
+
+
+def _flag(api: Any, model: Any, name: str, default: bool) -> bool:
+    """A flag of the file's own metadata."""
+    buffer = ctypes.create_string_buffer(8)
+    found = api.llama_model_meta_val_str(model, f"{_NORMALIZER}{name}".encode(), buffer, len(buffer))
+    return buffer.value == b"true" if found > 0 else default
+
+
 class VocabularyOnly(Vocabulary):
     """A GGUF's vocabulary, of a decoder or an encoder, without its weights. Raises BadModelFile."""
 
@@ -85,6 +113,7 @@ class VocabularyOnly(Vocabulary):
         self._llama = llama()
         parameters = self._llama.llama_model_default_params()
         parameters.vocab_only = True
+        parameters.kv_overrides = keep_accents(self._llama)
         log.take_errors()
         self._model: Any = self._llama.llama_model_load_from_file(os.fsencode(path), parameters)
         if not self._model:

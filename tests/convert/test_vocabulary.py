@@ -7,9 +7,10 @@ import shutil
 import zlib
 from pathlib import Path
 from typing import Any
-from unicodedata import category, normalize
+from unicodedata import category
 
 import pytest
+from tokenizers import Tokenizer
 
 from localllm.convert import gguf, pretokenizer
 from localllm.convert.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, read_vocabulary
@@ -24,6 +25,7 @@ EXPECTED = json.loads((DATA / "expected.json").read_text())
 BYTE_LEVEL = sorted(set(pretokenizer._KNOWN.values()))
 # llama.cpp's own expressions for these know no combining marks, as Hindi and Thai have them.
 WITHOUT_MARKS = ("gpt-4o", "tekken")
+SPECIAL = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "cls", "sep", "pad", "mask")}
 
 
 def convert(folder: Path) -> Path:
@@ -77,23 +79,28 @@ def test_ids_are_those_of_sentencepiece(tmp_path: Path) -> None:
 
 
 def test_ids_of_word_pieces(tmp_path: Path) -> None:
-    settings = {f"{n}_token": f"[{n.upper()}]" for n in ("unk", "cls", "sep", "pad", "mask")}
-    with opened(convert(with_tokenizer(tmp_path, stored("wordpiece"), settings, "bert"))) as vocabulary:
-        wrong = differing(vocabulary, "wordpiece")
+    with opened(convert(with_tokenizer(tmp_path, stored("wordpiece"), SPECIAL, "bert"))) as vocabulary:
+        assert differing(vocabulary, "wordpiece") == []
         assert [vocabulary.ids("a", add=True)[i] for i in (0, -1)] == [2, 3]
-    assert all(is_stripped(line) for line in wrong)
-    assert sum(is_stripped(line) for line in lines()) < 200  # what is left is most of it
 
 
-def is_stripped(line: str) -> bool:
-    """llama.cpp's WordPiece takes vowels of Korean and of Indic scripts for accents; the original does not."""
-    return any(category(c) == "Mc" or "HANGUL" in _name(c) for c in normalize("NFD", line))
-
-
-def _name(character: str) -> str:
-    from unicodedata import name
-
-    return name(character, "")
+@pytest.mark.parametrize(("lowercase", "strip_accents"), [(False, None), (False, True), (True, False), (True, True)])
+def test_word_pieces_as_their_normalizer_says(lowercase: bool, strip_accents: bool | None, tmp_path: Path) -> None:
+    """Long words, special tokens and every kind of accent, against the tokenizers library itself."""
+    described = stored("wordpiece")
+    described["normalizer"] |= {"lowercase": lowercase, "strip_accents": strip_accents}
+    texts = [
+        *lines()[:300],
+        "x" * 100,
+        "x" * 101,
+        f"a {'é' * 101}, b",
+        f"{'ab' * 40},{'ab' * 51}.c",
+        "caf\u00e9 [MASK] [SEP]",
+    ]
+    original = Tokenizer.from_str(json.dumps(described))
+    with opened(convert(with_tokenizer(tmp_path, described, SPECIAL, "bert"))) as vocabulary:
+        for text in texts:
+            assert vocabulary.ids(text, special=True) == original.encode(text, add_special_tokens=False).ids, text
 
 
 def test_word_pieces_of_old_files(tmp_path: Path) -> None:
