@@ -45,10 +45,12 @@ class Group(TyperGroup):
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **keywords: Any) -> Any:
         words, debug = _take(list(sys.argv[1:] if args is None else args), "--debug")
-        words, offline = _take(words, "--offline")
-        if offline:
-            os.environ["LOCALLLM_OFFLINE"] = "1"
+        for flag in ("--offline", "--quiet"):
+            words, found = _take(words, flag)
+            if found:
+                os.environ["LOCALLLM_" + flag[2:].upper()] = "1"
         try:
+            words = _take_color(words)
             code = super().main(words, *rest, **{**keywords, "standalone_mode": False})
             sys.stdout.flush()
         except errors.LocalLLMError as error:
@@ -84,10 +86,42 @@ def _reader_has_gone() -> int:
 
 
 def _take(words: list[str], flag: str) -> tuple[list[str], bool]:
-    """`--debug` and `--offline` stand wherever the user puts them, up to a `--`."""
-    end = words.index("--") if "--" in words else len(words)
+    """`--debug`, `--offline` and `--quiet` stand wherever the user puts them, up to a `--`."""
+    end = _end(words)
     rest = [word for index, word in enumerate(words) if word != flag or index > end]
     return rest, len(rest) < len(words)
+
+
+def _take_color(words: list[str]) -> list[str]:
+    """`--color auto|always|never`, anywhere too: what it says is told to whoever colours by the usual variables."""
+    rest, end, index = [], _end(words), 0
+    while index < len(words):
+        name, equals, value = words[index].partition("=")
+        if index < end and name == "--color":
+            value = value if equals else words[index + 1] if index + 1 < end else ""
+            index += 1 if equals else 2
+            _set_color(value)
+        else:
+            rest.append(words[index])
+            index += 1
+    return rest
+
+
+def _set_color(value: str) -> None:
+    if value not in ("auto", "always", "never"):
+        raise errors.UsageError(f"--color: {value!r} is none of auto, always, never")
+    if value != "auto":
+        for name in ("NO_COLOR", "FORCE_COLOR"):
+            os.environ.pop(name, None)
+        os.environ["FORCE_COLOR" if value == "always" else "NO_COLOR"] = "1"
+    if value == "never":
+        from typer import rich_utils
+
+        rich_utils.COLOR_SYSTEM = None  # NO_COLOR would leave bold and dim in the help
+
+
+def _end(words: list[str]) -> int:
+    return words.index("--") if "--" in words else len(words)
 
 
 def _report(error: BaseException, hint: str, code: int, debug: bool, text: str = "") -> int:
@@ -122,6 +156,8 @@ def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Open no connection, with any command.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Nothing on stderr but errors, with any command.")] = False,
+    color: Annotated[str, typer.Option("--color", help="auto, always or never; NO_COLOR is honoured.")] = "auto",
 ) -> None:
     """Run quantized language models on your own machine.
 

@@ -28,6 +28,7 @@ class Option:
     maximum: float | None
     choices: tuple[str, ...]
     short: str
+    switch: bool
 
     @property
     def flag(self) -> str:
@@ -83,11 +84,22 @@ def option(
     maximum: float | None = None,
     choices: tuple[str, ...] = (),
     short: str = "",
+    switch: bool = False,
 ) -> Any:
-    """Declare a dataclass field that a user can set; `short` is a one-dash flag such as `-n`."""
+    """Declare a dataclass field that a user can set; `short` is a one-dash flag such as `-n`.
+
+    A `switch` is a yes-or-no that can only be switched on: it has no flag that begins with `--no-`.
+    """
     return field(
         default=default,
-        metadata={"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "short": short},
+        metadata={
+            "help": help,
+            "minimum": minimum,
+            "maximum": maximum,
+            "choices": choices,
+            "short": short,
+            "switch": switch,
+        },
     )
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length"]
+Kind = Literal["answer", "thinking"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +186,7 @@ class Chunk:
     usage: Usage | None = None
     scores: Scores | None = None
     fulfilled: bool = True
+    kind: Kind = "answer"
 
 
 # A bit a token, set where it is allowed: token i is bit i % 8 of byte i // 8.

@@ -59,8 +59,9 @@ def with_options(*classes: type, without: tuple[str, ...] = ()) -> Callable[[Cal
 
 def _parameter(panel: str, option: Option) -> inspect.Parameter:
     kind: Any = list[option.type] if option.many else option.type  # type: ignore[name-defined]
-    default = "" if option.default in (None, (), "") else f" (default {_shown(option.default)})"
-    declarations = [f"{option.flag}/--no-{option.flag[2:]}" if option.type is bool else option.flag]
+    default = "" if option.default in (None, (), "") or option.switch else f" (default {_shown(option.default)})"
+    both_ways = option.type is bool and not option.switch
+    declarations = [f"{option.flag}/--no-{option.flag[2:]}" if both_ways else option.flag]
     information = typer.Option(
         *declarations,
         *([option.short] if option.short else []),
@@ -79,4 +80,9 @@ def _shown(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-_PANELS = {"Limits": "Length of the answer", "EngineOptions": "Engine"}
+_PANELS = {
+    "Limits": "Length of the answer",
+    "EngineOptions": "Engine",
+    "Form": "Form of the answer",
+    "Output": "For scripts",
+}

@@ -12,6 +12,7 @@ from localllm.commands._model import Model, resolve
 from localllm.engines import open_engine
 from localllm.settings import build, load_settings
 from localllm.types import Engine, EngineOptions, Limits, Sampling, Usage
+from localllm.ui.progress import say
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,5 +48,5 @@ def open_session(
     started = time.perf_counter()
     opened = open_engine(engine, model.path, build(EngineOptions, model.options, settings.given, given), single=single)
     for notice in opened.notices:
-        sys.stderr.write(f"localllm: {notice}\n")
+        say(f"localllm: {notice}")
     return Session(model, opened, sampling, limits, time.perf_counter() - started)

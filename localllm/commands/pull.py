@@ -41,7 +41,7 @@ def pull(
             if len(references) == 1:
                 raise
             failures += 1
-            say(f"localllm: {text}: {error} ({error.hint})")
+            say(f"localllm: {text}: {error} ({error.hint})", error=True)
     if failures:
         raise DownloadError(f"{failures} of {len(references)} were not fetched", "the reasons stand above")
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import sys
+import time
 from typing import Annotated, Any, Optional
 
 import typer
 
+from localllm.commands._form import Form
 from localllm.commands._options import (
     EngineOption,
     ModelOption,
+    QuietOption,
     SystemOption,
     VerboseOption,
     YesOption,
     with_options,
 )
+from localllm.commands._output import Output
 from localllm.errors import UsageError
+from localllm.settings import build
+from localllm.signals import deadline
 from localllm.types import EngineOptions, Limits, Message, Request, Sampling
 
 
-@with_options(Limits, Sampling, EngineOptions)
+@with_options(Output, Form, Limits, Sampling, EngineOptions)
 def run(
     words: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -32,13 +38,32 @@ def run(
     engine: EngineOption = "llama.cpp",
     yes: YesOption = False,
     verbose: VerboseOption = False,
+    quiet: QuietOption = False,
     *,
     given: dict[str, Any],
 ) -> None:
     """Answer one prompt and exit; standard input is appended to it. Without a prompt, open the chat."""
+    from localllm.ui.progress import be_quiet
+
+    if quiet:
+        be_quiet()
+    with deadline(given.get("timeout")):
+        _run(words or [], model, system, engine, yes=yes, verbose=verbose, given=given)
+
+
+def _run(
+    words: list[str],
+    model: str | None,
+    system: str | None,
+    engine: str,
+    *,
+    yes: bool,
+    verbose: bool,
+    given: dict[str, Any],
+) -> None:
     from localllm.commands._model import split_words
 
-    name, prompt = split_words(words or [], model)
+    name, prompt = split_words(words, model)
     if not sys.stdin.isatty():
         prompt = "\n\n".join(part for part in (prompt, read_input()) if part.strip())
     elif not prompt and sys.stdout.isatty():
@@ -54,19 +79,23 @@ def run(
 def answer(
     name: str | None, prompt: str, system: str | None, engine: str, *, yes: bool, verbose: bool, given: dict[str, Any]
 ) -> None:
-    """Open the model, stream one answer to stdout, close the model."""
+    """Open the model, write the answer to stdout, close the model."""
+    from localllm.commands._output import give_answers
     from localllm.commands._session import open_session
-    from localllm.ui.render import stream_plain
 
+    started = time.perf_counter()
+    output, constraint = build(Output, given), build(Form, given).constraint()
+    if output.no_template:
+        given = {**given, "template": "none"}
     session = open_session(name, engine, yes=yes, verbose=verbose, given=given, single=True)
     messages = (Message("system", system),) if system else ()
-    request = Request((*messages, Message("user", prompt)), session.sampling, session.limits)
+    request = Request((*messages, Message("user", prompt)), session.sampling, session.limits, constraint)
     try:
-        usage = stream_plain(session.engine.stream(request))
+        last = give_answers(session, request, output, engine, started)
     finally:
         session.engine.close()
-    if verbose:
-        session.report(usage)
+    if verbose and last.usage is not None:
+        session.report(last.usage)
 
 
 def read_input() -> str:

@@ -99,7 +99,7 @@ def _fix(model: Installed, found: list[Corrupt]) -> bool:
             upkeep.discard(model, found)
             fetch_entry(entry)
             return True
-        say(f"localllm: {model.name} cannot be fetched again: {model.how or 'it is a file of your own'}")
+        say(f"localllm: {model.name} cannot be fetched again: {model.how or 'it is a file of your own'}", error=True)
     except LocalLLMError as error:
-        say(f"localllm: {model.name} was not fetched again: {error} ({error.hint})")
+        say(f"localllm: {model.name} was not fetched again: {error} ({error.hint})", error=True)
     return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +20,25 @@ _PLAIN_STEPS = 4
 _JSON_SECONDS = 0.2  # between two events of a file
 
 
-def say(line: str) -> None:
-    """A line for the user, on stderr."""
-    sys.stderr.write(visible(line) + "\n")
-    sys.stderr.flush()
+def be_quiet() -> None:
+    """From here on nothing is written to stderr but errors: what `--quiet` and LOCALLLM_QUIET ask for."""
+    os.environ["LOCALLLM_QUIET"] = "1"
+
+
+def is_quiet() -> bool:
+    return os.environ.get("LOCALLLM_QUIET", "").lower() not in ("", "0", "no", "off", "false")
+
+
+def say(line: str, *, error: bool = False) -> None:
+    """A line for the user, on stderr; only one about an `error` is written where it is to be quiet."""
+    if error or not is_quiet():
+        sys.stderr.write(visible(line) + "\n")
+        sys.stderr.flush()
+
+
+def _draws() -> bool:
+    """Whether stderr is a terminal on which bars can move."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 @contextmanager
@@ -31,11 +47,12 @@ def download_progress(files: int, total: int, style: Style = "auto", *, plain: b
 
     On a terminal it has a line a file, and a line for all of several.
     """
-    if style == "quiet" or not (plain or style == "json" or sys.stderr.isatty()):
+    style = "quiet" if style == "auto" and is_quiet() else style
+    if style == "quiet" or not (plain or style == "json" or _draws()):
         yield lambda _: None
     elif style == "json":
         yield _events()
-    elif sys.stderr.isatty():
+    elif _draws():
         with _bars(files, total) as report:
             yield report
     else:
@@ -48,7 +65,7 @@ def work_progress(name: str, style: Style = "auto", *, unit: str = "") -> Iterat
 
     Without a `unit` these are bytes.
     """
-    if style != "auto" or not sys.stderr.isatty():
+    if style != "auto" or is_quiet() or not _draws():
         yield lambda _done, _total: None
         return
     from rich.console import Console

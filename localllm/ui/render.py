@@ -25,12 +25,17 @@ def stream_plain(chunks: Iterable[Chunk]) -> Usage:
     out, terminal = sys.stdout, sys.stdout.isatty()
     usage = None
     last = ""
-    for chunk in chunks:
-        if chunk.text:
-            last = visible(chunk.text) if terminal else chunk.text
-            out.write(last)
-            out.flush()
-        usage = chunk.usage or usage
+    try:
+        for chunk in chunks:
+            if chunk.text and chunk.kind == "answer":
+                last = visible(chunk.text) if terminal else chunk.text
+                out.write(last)
+                out.flush()
+            usage = chunk.usage or usage
+    except BaseException:
+        if terminal and last and not last.endswith("\n"):  # what is written next begins a line of its own
+            out.write("\n")
+        raise
     if not last.endswith("\n"):
         out.write("\n")
         out.flush()

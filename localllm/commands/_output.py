@@ -1,0 +1,89 @@
+"""What a script can ask of an answer, and how `run` gives it."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from localllm.errors import ConstraintError, UsageError
+from localllm.fields import check_all, option
+from localllm.types import Request
+
+if TYPE_CHECKING:
+    from localllm.commands._session import Session
+    from localllm.ui.answer import Answer, Style
+
+_SEEDS = 2**32 - 1  # the seeds that Sampling takes
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    json: bool = option(False, "Print one JSON object: text, usage, timings, seed, model.", switch=True)
+    jsonl: bool = option(False, "Print a JSON object a piece of text as it comes, then one without text.", switch=True)
+    logprobs: int | None = option(
+        None, "With JSON: the N likeliest tokens at each place, and their logarithms.", minimum=0, maximum=1000
+    )
+    prefill: str = option("", "The answer begins with this text.")
+    repeat: int = option(1, "Give N answers, the prompt computed once; seeds count up.", minimum=1, maximum=10**6)
+    timeout: float | None = option(None, "Exit with 124 after this many seconds.", minimum=0.001, maximum=10**8)
+    strict: bool = option(False, "Exit with 5 where the answer is cut by a limit of tokens.", switch=True)
+    no_template: bool = option(False, "Complete the text as it stands, as --template none does.", switch=True)
+
+    def __post_init__(self) -> None:
+        check_all(self)
+        if self.json and self.jsonl:
+            raise UsageError("--json and --jsonl exclude each other")
+        if self.logprobs is not None and not (self.json or self.jsonl):
+            raise UsageError("--logprobs needs --json or --jsonl", "plain text has no place for them")
+
+    @property
+    def style(self) -> Style:
+        return "json" if self.json else "jsonl" if self.jsonl else "text"
+
+
+def give_answers(session: Session, request: Request, output: Output, engine: str, started: float) -> Answer:
+    """Write the answer, or as many as were asked for, to stdout; returns the last.
+
+    `started` is when the command was, as time.perf_counter() reads. Raises ConstraintError, when all is written, where
+    one of them is not what was asked for.
+    """
+    from localllm.ui.answer import show, summary, write_json
+
+    seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().randrange(_SEEDS)
+    problem = ""
+    for index in range(output.repeat):
+        sampling = replace(request.sampling, seed=(seed + index) % _SEEDS)
+        request = replace(request, sampling=sampling, prefill=output.prefill, logprobs=output.logprobs)
+        if index and output.style == "text":
+            sys.stdout.write("\n")
+        asked = time.perf_counter()
+        answer = show(session.engine.stream(request), output.style)
+        problem = problem or _problem(request, answer, strict=output.strict)
+        if output.style != "text":
+            found = summary(
+                answer, text=output.json, load=session.load_seconds, started=asked if index else started, asked=asked
+            )
+            write_json(found | _origin(session, sampling.seed, engine))
+    if problem:
+        raise ConstraintError(problem)
+    return answer
+
+
+def _problem(request: Request, answer: Answer, *, strict: bool) -> str:
+    """Why an answer is not what was asked for, or ""."""
+    if not answer.fulfilled:
+        form = request.constraint.kind if request.constraint else "form"
+        if answer.finish == "length":
+            return f"the answer was cut by the limit of tokens, before it had the form that --{form} asks for"
+        return f"the answer was cut by --stop, before it had the form that --{form} asks for"
+    return "the answer was cut by the limit of tokens" if strict and answer.finish == "length" else ""
+
+
+def _origin(session: Session, seed: int | None, engine: str) -> dict[str, object]:
+    from localllm.hub.digest import file_sha256
+
+    digest = file_sha256(session.model.path)
+    return {"seed": seed, "model": session.model.name, "model_sha256": digest, "engine": engine}
