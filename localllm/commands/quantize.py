@@ -1,4 +1,4 @@
-"""`localllm quantize`: a GGUF or a checkpoint in other quantization types."""
+"""`localllm quantize`: a GGUF, a checkpoint or an ONNX model in other quantization types."""
 
 from __future__ import annotations
 
@@ -19,8 +19,16 @@ if TYPE_CHECKING:
 
 
 def quantize(
-    source: Annotated[str, typer.Argument(metavar="SRC", help="A GGUF, a name, a checkpoint's folder, owner/repo.")],
-    types: Annotated[list[str], typer.Argument(metavar="TYPE...", help="Q4_K_M, IQ4_XS, Q8_0, ...; several are fine.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC", help="A GGUF, a name, a checkpoint's folder, owner/repo, an ONNX file or folder."
+        ),
+    ],
+    types: Annotated[
+        list[str],
+        typer.Argument(metavar="TYPE...", help="Q4_K_M, IQ4_XS, Q8_0, ...; of ONNX q4, q8; several are fine."),
+    ],
     imatrix: Annotated[
         str,
         typer.Option("--imatrix", metavar="FILE|auto", help="An importance matrix; auto computes and keeps one."),
@@ -42,9 +50,15 @@ def quantize(
 ) -> None:
     """Quantize a model; the path of each file is printed. A checkpoint is converted on the way."""
     from localllm.commands._gguf import as_gguf
+    from localllm.commands._quantize_onnx import is_onnx, quantize_onnx
     from localllm.jobs.quantize import Choice, find_type, foresee
     from localllm.whole import require_target
 
+    if is_onnx(source):
+        only_gguf = (bool(imatrix), bool(tensor), keep_output, pure, dry_run, allow_requantize, as_json)
+        _refuse_for_onnx(only_gguf)
+        quantize_onnx(Path(source), types, output, force=force, quiet=quiet)
+        return
     kinds = list(dict.fromkeys(find_type(name) for name in types))
     folder = _folder(output, len(kinds))
     with as_gguf(source, _place(folder, dry_run), yes=yes, quiet=quiet, hollow=dry_run) as (path, name):
@@ -60,6 +74,12 @@ def quantize(
                 return
             for kind, target in targets.items():
                 _make(path, target, kind, choice, quiet=quiet)
+
+
+def _refuse_for_onnx(given: tuple[bool, ...]) -> None:
+    names = ("--imatrix", "--tensor", "--keep-output", "--pure", "--dry-run", "--allow-requantize", "--json")
+    for name in (name for name, is_given in zip(names, given, strict=True) if is_given):
+        raise UsageError(f"{name} is for GGUF files, not for ONNX models")
 
 
 def _folder(output: Path | None, count: int) -> Path:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from localllm import hardware
-from localllm.errors import BadModelFile, OutOfMemory, UsageError
+from localllm.errors import BadModelFile, ModelNotFound, OutOfMemory, UsageError
 from localllm.whole import replacing
 
 Report = Callable[[int, int], None]
@@ -68,6 +68,31 @@ def quantize(source: Path, sizes: int, target: Path, kind: str, report: Report, 
         beside.write_bytes(model.SerializeToString())
         after += beside.stat().st_size
     return Quantized(count, sizes, after)
+
+
+def size_of(source: Path) -> int:
+    """Bytes of a model's files together. Raises ModelNotFound, BadModelFile for one that is none or lacks a file."""
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(source, load_external_data=False)
+    except FileNotFoundError:
+        raise ModelNotFound(f"no such file: {source}") from None
+    except DecodeError as error:
+        raise BadModelFile(f"{source} cannot be read: {error}") from None
+    names: set[str] = {
+        entry.value
+        for graph in _graphs(model.graph)
+        for tensor in graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    missing = next((name for name in sorted(names) if not (source.parent / name).is_file()), None)
+    if missing is not None:
+        raise BadModelFile(f"{source} needs {missing[:80]!r} beside it, which is not there", "fetch it too")
+    files = [source, *(source.parent / name for name in names)]
+    return sum(path.stat().st_size for path in files)
 
 
 def data_of(target: Path) -> Path:

@@ -1,0 +1,74 @@
+"""`quantize` of ONNX models: a file becomes a file, a folder a folder, and what is meant for GGUF files is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from localllm.convert.onnx import export
+from tests.support import checkpoints
+from tests.support.command import localllm
+from tests.support.onnx_models import Runner
+
+CASE = "llama-tied-linear"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("onnx")
+    export.write(export.plan(checkpoints.write(place / "checkpoint", CASE)), place / "tiny")
+    (place / "tiny" / "README.md").write_text("# a model")
+    return place / "tiny"
+
+
+def test_a_folder(folder: Path, tmp_path: Path) -> None:
+    done = localllm("quantize", str(folder), "Q4", "q8", "-o", str(tmp_path))
+    names = [tmp_path / f"tiny-{kind}" for kind in ("q4", "q8")]
+    assert (done.returncode, done.stdout) == (0, "".join(f"{name}\n" for name in names)), done.stderr
+    lines = done.stderr.splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["tiny-q4", "tiny-q8"]
+    assert all(" matrices quantized, " in line and "times smaller" in line for line in lines)
+    tokens, expected = checkpoints.case(CASE)["tokens"], checkpoints.expected(CASE)
+    for name, within in zip(names, (1.0, 0.1), strict=True):
+        assert {p.name for p in name.iterdir()} == {p.name for p in folder.iterdir()} - {"model.onnx.data"}
+        assert 0 < np.abs(Runner(name).run(tokens) - expected).max() < within
+    again = localllm("quantize", str(folder), "q8", "-o", str(names[1]))
+    assert again.returncode == 2 and "--force" in again.stderr
+    assert localllm("quantize", str(folder), "q8", "-o", str(names[1]), "--force", "--quiet").stderr == ""
+    (names[1] / "thesis.txt").write_text("mine")
+    again = localllm("quantize", str(folder), "q8", "-o", str(names[1]), "--force")
+    assert again.returncode == 2 and "thesis.txt" in again.stderr and (names[1] / "thesis.txt").exists()
+
+
+def test_a_file(folder: Path, tmp_path: Path) -> None:
+    target = tmp_path / "small.onnx"
+    done = localllm("quantize", str(folder / "model.onnx"), "q8", "-o", str(target))
+    assert (done.returncode, done.stdout) == (0, f"{target}\n") and [p.name for p in tmp_path.iterdir()] == [
+        "small.onnx"
+    ]
+    again = localllm("quantize", str(folder / "model.onnx"), "q8", "-o", str(target))
+    assert again.returncode == 2 and "--force" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["q5"], "the types are q4, q8"), (["q4", "--pure"], "--pure is for GGUF"), (["q4", "--json"], "--json is for GGUF"),
+     (["q4", "--tensor", "a=b"], "--tensor is for GGUF"), (["q4", "q8", "-o", "nowhere"], "is not a folder")],
+)  # fmt: skip
+def test_what_is_refused(words: list[str], message: str, folder: Path) -> None:
+    done = localllm("quantize", str(folder), *words)
+    assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_models_that_are_none(folder: Path, tmp_path: Path) -> None:
+    shutil.copy(folder / "model.onnx", tmp_path / "alone.onnx")
+    (tmp_path / "text.onnx").write_text("not a model")
+    for name, message in (("none", "no such file"), ("alone", "needs 'model.onnx.data' beside it"), ("text", "read")):
+        done = localllm("quantize", str(tmp_path / f"{name}.onnx"), "q4", "-o", str(tmp_path / "out.onnx"))
+        assert done.returncode in (1, 3) and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    two = localllm("quantize", str(tmp_path), "q4", "-o", str(tmp_path / "out"))
+    assert two.returncode == 1 and "has 2 ONNX models and no model.onnx" in two.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["alone.onnx", "text.onnx"]
