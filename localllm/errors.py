@@ -15,6 +15,7 @@ place that prints them. Exceptions of libraries are turned into these where the 
     │   └── OutOfMemory      1
     ├── TemplateError        1    a chat template failed, or broke a bound
     ├── ContextOverflow      4    the prompt is longer than the context
+    ├── HistoryError         1    the file of conversations cannot be used; a chat goes on without it
     ├── ConstraintError      5    the answer is not what was asked for: cut by a limit, or out of its form
     └── TimedOut             124  --timeout has passed
 
@@ -100,6 +101,10 @@ class ContextOverflow(LocalLLMError):
         else:
             hint = f"shorten it: the model was trained for {limit} tokens"
         super().__init__(f"the prompt is {needed} tokens long and the context holds {available}", hint)
+
+
+class HistoryError(LocalLLMError):
+    hint = "--no-history goes without"
 
 
 class ConstraintError(LocalLLMError):

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Role = Literal["system", "user", "assistant"]
 Finish = Literal["stop", "length"]
-Kind = Literal["answer", "thinking"]
+# An engine says answers and thinking; a conversation adds its summaries and notices (`conversation.py`).
+Kind = Literal["answer", "thinking", "summary", "notice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +81,37 @@ class Limits:
     )
     stop: tuple[str, ...] = option((), "End before this text (repeatable).")
     ignore_eos: bool = option(False, "Never choose an end-of-generation token.")
+    on_overflow: str = option(
+        "auto",
+        "When the context is full: error, shift, summarize, drop-oldest; auto: error in run, summarize in chat.",
+        choices=("auto", "error", "shift", "summarize", "drop-oldest"),
+    )
 
     def __post_init__(self) -> None:
         check_all(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Whether and how much a model thinks before it answers, for templates that ask (`text/thinking.py`)."""
+
+    think: bool | None = option(None, "Think before answering; without it, as the model's template has it.")
+    effort: str | None = option(
+        None, "How much to think, where the template asks.", choices=("minimal", "low", "medium", "high")
+    )
+
+    def __post_init__(self) -> None:
+        check_all(self)
+
+    @property
+    def variables(self) -> dict[str, str | bool]:
+        """What templates call it."""
+        found: dict[str, str | bool] = {}
+        if self.think is not None:
+            found |= {"enable_thinking": self.think, "thinking": self.think}
+        if self.effort is not None:
+            found["reasoning_effort"] = self.effort
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +170,7 @@ class Request:
     constraint: Constraint | None = None
     prefill: str = ""
     logprobs: int | None = None
+    reasoning: Reasoning = field(default_factory=Reasoning)
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +231,15 @@ class Engine(Protocol):
         """What the user should know about how the model was opened, a line each."""
         ...
 
+    @property
+    def context(self) -> int:
+        """Tokens of prompt and answer that it holds together."""
+        ...
+
+    def count(self, request: Request) -> int:
+        """The tokens of a request's prompt. Raises TemplateError."""
+        ...
+
     def stream(self, request: Request) -> Generator[Chunk, None, None]: ...
 
     def close(self) -> None: ...
@@ -258,6 +297,13 @@ class TokenModel(Tokenizer, Protocol):
 
     def feed(self, token: int) -> None:
         """Evaluate one more token."""
+        ...
+
+    def shift(self, keep: int, discard: int) -> bool:
+        """Forget `discard` tokens behind the first `keep` and move the later ones up, without evaluating them again.
+
+        False, with nothing changed, where that cannot be done.
+        """
         ...
 
     def logits(self) -> NDArray[np.float32]:

@@ -83,6 +83,10 @@ class FakeModel:
             raise KeyboardInterrupt
         self._held.append(token)
 
+    def shift(self, keep: int, discard: int) -> bool:
+        del self._held[keep : keep + discard]
+        return True
+
     def interruptible(self) -> AbstractContextManager[None]:
         return abort_on_interrupt(self._abort)
 

@@ -165,6 +165,19 @@ class LlamaModel(Vocabulary):
     def feed(self, token: int) -> None:
         self._decode([token])
 
+    def shift(self, keep: int, discard: int) -> bool:
+        """llama.cpp's context shift: positions are rotated in the cache.
+
+        What the later tokens had seen of the discarded ones stays in them. They are not what an evaluation would give,
+        so no later prompt may reuse them: they stand in `_held` as an id that no token has.
+        """
+        api, memory = self._llama, self._memory
+        if not api.llama_memory_can_shift(memory) or not api.llama_memory_seq_rm(memory, 0, keep, keep + discard):
+            return False
+        api.llama_memory_seq_add(memory, 0, keep + discard, -1, -discard)
+        self._held[keep:] = [-1] * (len(self._held) - keep - discard)
+        return True
+
     def clear(self) -> None:
         if self._touched:
             self._llama.llama_memory_clear(self._memory, False)

@@ -5,14 +5,25 @@ It knows templates, stop strings, UTF-8, limits and timing, and leaves ids, logi
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from localllm.text.scores import token_scores
-from localllm.text.stream import TextStream
 from localllm.text.template import ChatTemplate
-from localllm.types import Chunk, Constraint, Finish, Message, Request, Tokenizer, TokenModel, Usage
+from localllm.text.thinking import AnswerStream, Piece, tags_of
+from localllm.types import (
+    Chunk,
+    Constraint,
+    Finish,
+    Message,
+    Reasoning,
+    Request,
+    Tokenizer,
+    TokenModel,
+    Usage,
+)
 
 if TYPE_CHECKING:
     from localllm.text.constrain import Matcher
@@ -24,21 +35,22 @@ class Prompter:
     def __init__(self, vocabulary: Tokenizer, template: ChatTemplate | None, *, notices: tuple[str, ...] = ()) -> None:
         self.vocabulary, self._template, self.notices = vocabulary, template, notices
 
-    def prompt(self, messages: tuple[Message, ...]) -> str:
+    def prompt(self, messages: tuple[Message, ...], reasoning: Reasoning | None = None) -> str:
         """The text that the model is given for these messages."""
         if self._template is None:
             return "\n\n".join(m.content for m in messages if m.content)
+        variables = reasoning.variables if reasoning else {}
         special = {"bos_token": self.vocabulary.begin_text, "eos_token": self.vocabulary.end_text}
-        return self._template.render(messages, special)
+        return self._template.render(messages, special | variables)
 
-    def tokens(self, messages: tuple[Message, ...], prefill: str = "") -> list[int]:
-        """The ids of `prompt` and of the answer's begin `prefill`.
+    def tokens(self, messages: tuple[Message, ...]) -> list[int]:
+        """The ids of `prompt`."""
+        return self.encode(self.prompt(messages))
 
-        A template often writes the begin token itself; it is not added a second time.
-        """
-        text = self.prompt(messages) + prefill
-        written = bool(self.vocabulary.begin_text) and text.startswith(self.vocabulary.begin_text)
-        return self.vocabulary.tokenize(text, begin=not written)
+    def encode(self, prompt: str) -> list[int]:
+        """The ids of a prompt. A template often writes the begin token itself; it is not added a second time."""
+        written = bool(self.vocabulary.begin_text) and prompt.startswith(self.vocabulary.begin_text)
+        return self.vocabulary.tokenize(prompt, begin=not written)
 
     def close(self) -> None:
         self.vocabulary.close()
@@ -63,27 +75,39 @@ class LocalEngine(Prompter):
         super().__init__(model, template, notices=notices)
         self.model, self._single = model, single
         self._tokenizer: Any = None  # made for the first answer that is held to a form
+        self._tags = tags_of(template.source) if template else None
+        # The marks of thinking that are control tokens, of which a piece shows nothing.
+        marks = {i for mark in (self._tags.marks if self._tags else ()) for i in model.tokenize(mark, begin=False)}
+        self._marks = {token: model.spelled(token) for token in marks if not model.piece(token)}
+
+    @property
+    def context(self) -> int:
+        return self.model.context
+
+    def count(self, request: Request) -> int:
+        return len(self.encode(self.prompt(request.messages, request.reasoning) + request.prefill))
 
     def stream(self, request: Request) -> Generator[Chunk, None, None]:
         """The answer in chunks, the last with `finish`. Raises ContextOverflow, TemplateError, EngineError."""
         model, limits = self.model, request.limits
         started = time.perf_counter()
-        prompt = self.tokens(request.messages, request.prefill)
+        text = self.prompt(request.messages, request.reasoning)
+        held = self.encode(text + request.prefill)
+        length = len(held)
         matcher = self._matcher(request.constraint, request.prefill)
-        room = min(limits.max_tokens or model.context, model.context - len(prompt))
-        text = TextStream(limits.stop)
+        # What is held to a form has no room for thinking.
+        output = AnswerStream(limits.stop, None if matcher else self._tags, text)
         finish: Finish = "length"
-        count = 0
         with model.interruptible():
-            if self._single and limits.max_tokens and room > 0 and model.context != len(prompt) + room:
-                model.open_context(len(prompt) + room)
-            reused = model.prefill(prompt)
+            needed = min(length + limits.max_tokens, model.context) if limits.max_tokens else model.context
+            if self._single and length < needed < model.context:
+                model.open_context(needed)
+            reused = model.prefill(held)
             first = time.perf_counter()
-            if request.prefill:
-                yield Chunk(request.prefill)
+            yield from _chunks(output.given(request.prefill))
             mask = matcher.mask if matcher else None
-            with model.sampler(request.sampling, ignore_eos=limits.ignore_eos, history=prompt, mask=mask) as sample:
-                for count in range(1, room + 1):
+            with model.sampler(request.sampling, ignore_eos=limits.ignore_eos, history=held, mask=mask) as sample:
+                for count in itertools.count(1):
                     token = sample()
                     if model.is_end(token):
                         finish = "stop"
@@ -91,15 +115,40 @@ class LocalEngine(Prompter):
                     scores = token_scores(model, token, request.logprobs) if request.logprobs is not None else None
                     if matcher:
                         matcher.accept(token)
-                    yield Chunk(text.push(model.piece(token)), token, scores=scores)
-                    if text.stopped is not None or (matcher and matcher.ended):
+                    *pieces, (kind, said) = output.push(self._marks.get(token) or model.piece(token)) or [
+                        ("answer", "")
+                    ]
+                    yield from _chunks(pieces)
+                    yield Chunk(said, token, kind=kind, scores=scores)
+                    if output.stopped is not None or (matcher and matcher.ended):
                         finish = "stop"
                         break
-                    if count < room:
-                        model.feed(token)
-        usage = Usage(len(prompt), reused, count, first - started, time.perf_counter() - first)
-        fulfilled = matcher is None or (matcher.fulfilled and text.stopped is None)
-        yield Chunk(text.finish(), finish=finish, usage=usage, fulfilled=fulfilled)
+                    if count == limits.max_tokens or (
+                        len(held) + 1 >= model.context and not self._shift(request, held)
+                    ):
+                        break
+                    model.feed(token)
+                    held.append(token)
+        usage = Usage(length, reused, count, first - started, time.perf_counter() - first)
+        fulfilled = matcher is None or (matcher.fulfilled and output.stopped is None)
+        *pieces, (kind, said) = output.finish() or [("answer", "")]
+        yield from _chunks(pieces)
+        yield Chunk(said, finish=finish, usage=usage, kind=kind, fulfilled=fulfilled)
+
+    def _shift(self, request: Request, held: list[int]) -> bool:
+        """In a context that an answer has filled, forget the older half of what follows the system prompt."""
+        if request.limits.on_overflow != "shift":
+            return False
+        system = tuple(m for m in request.messages[:1] if m.role == "system")
+        other = self.encode(self.prompt((*system, Message("user", ".")), request.reasoning))
+        keep = next((i for i, (a, b) in enumerate(zip(held, other, strict=False)) if a != b), len(other))
+        discard = (len(held) - keep) // 2
+        if discard < 1:
+            return False
+        del held[keep : keep + discard]
+        if not self.model.shift(keep, discard):
+            self.model.prefill(held)
+        return True
 
     def _matcher(self, constraint: Constraint | None, prefill: str) -> Matcher | None:
         """What follows an answer through the form it is held to. Raises UsageError."""
@@ -110,3 +159,7 @@ class LocalEngine(Prompter):
         grammar = compile_constraint(constraint)
         self._tokenizer = self._tokenizer or make_tokenizer(self.model)
         return Matcher(self._tokenizer, grammar, f"--{constraint.kind}", prefill)
+
+
+def _chunks(pieces: Iterable[Piece]) -> Iterator[Chunk]:
+    return (Chunk(text, kind=kind) for kind, text in pieces)

@@ -22,6 +22,10 @@ class TextStream:
     def push(self, piece: bytes) -> str:
         return self._release(self._decoder.decode(piece), end=False)
 
+    def push_text(self, text: str) -> str:
+        """The same for text that needs no decoding any more."""
+        return self._release(text, end=False)
+
     def finish(self) -> str:
         """What was held back, at the end of the answer."""
         return self._release(self._decoder.decode(b"", final=True), end=True)
@@ -37,12 +41,12 @@ class TextStream:
             position, self.stopped = min(found)
             self._held = ""
             return text[:position]
-        keep = 0 if end else max(_overlap(text, stop) for stop in self._stop)
+        keep = 0 if end else max(overlap(text, stop) for stop in self._stop)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many of the last characters of `text` begin `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):

@@ -91,7 +91,7 @@ class ChatTemplate:
     """A template ready to render; `close()` it when done. One that broke a bound gets a new worker when next used."""
 
     def __init__(self, source: str) -> None:
-        self._source = source
+        self.source = source
         self._process: subprocess.Popen[str] | None = None
         self._start()
 
@@ -105,7 +105,7 @@ class ChatTemplate:
             "documents": None,
             **variables,
         }
-        reply = self._ask({"source": self._source, "context": context})
+        reply = self._ask({"source": self.source, "context": context})
         if "error" in reply:
             raise TemplateError(f"the chat template failed: {reply['error']}")
         return str(reply["text"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 
@@ -21,18 +22,26 @@ def visible(text: str) -> str:
 
 
 def stream_plain(chunks: Iterable[Chunk]) -> Usage:
-    """Write an answer to stdout as it comes, and end it with a newline. A pipe gets the model's bytes unchanged."""
+    """Write an answer to stdout as it comes, and end it with a newline. A pipe gets the model's bytes unchanged.
+
+    What is not the answer goes to stderr: thinking and summaries where a person reads it, notices in any case.
+    """
     out, terminal = sys.stdout, sys.stdout.isatty()
     usage = None
-    last = ""
+    last, aside = "", Aside()
     try:
         for chunk in chunks:
-            if chunk.text and chunk.kind == "answer":
+            usage = chunk.usage or usage
+            if chunk.kind != "answer":
+                aside.write(chunk)
+            elif chunk.text:
+                aside.finish()
                 last = visible(chunk.text) if terminal else chunk.text
                 out.write(last)
                 out.flush()
-            usage = chunk.usage or usage
+        aside.finish()
     except BaseException:
+        aside.finish()
         if terminal and last and not last.endswith("\n"):  # what is written next begins a line of its own
             out.write("\n")
         raise
@@ -41,3 +50,28 @@ def stream_plain(chunks: Iterable[Chunk]) -> Usage:
         out.flush()
     assert usage is not None, "an engine's last chunk carries the usage"
     return usage
+
+
+class Aside:
+    """What a model thinks, dimmed on stderr; nowhere when stderr is no terminal. Notices are lines of their own."""
+
+    def __init__(self) -> None:
+        terminal = sys.stderr.isatty()
+        plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+        self._shown, self._dim, self._bright = terminal, *(("", "") if plain else ("\x1b[2m", "\x1b[0m"))
+        self._open = False
+
+    def write(self, chunk: Chunk) -> None:
+        if chunk.kind == "notice":
+            self.finish()
+            sys.stderr.write(f"localllm: {visible(chunk.text)}\n")
+        elif self._shown and chunk.text:
+            sys.stderr.write(f"{self._dim}{visible(chunk.text)}{self._bright}")
+            sys.stderr.flush()
+            self._open = True
+
+    def finish(self) -> None:
+        """End a line that is open."""
+        if self._open:
+            sys.stderr.write("\n\n")
+            self._open = False

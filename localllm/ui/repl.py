@@ -20,7 +20,7 @@ from localllm.conversation import Conversation
 from localllm.errors import LocalLLMError
 from localllm.ui import slash
 from localllm.ui.markdown import MarkdownStream
-from localllm.ui.render import stream_plain, visible
+from localllm.ui.render import Aside, stream_plain, visible
 
 
 def run_chat(conversation: Conversation, *, title: str, history: Path) -> None:
@@ -54,10 +54,13 @@ def _answer(conversation: Conversation, text: str, console: Console) -> None:
         if console.is_dumb_terminal or not console.is_terminal:
             stream_plain(chunks)
             return
-        markdown = MarkdownStream(console)
+        markdown, aside = MarkdownStream(console), Aside()
         try:
             for chunk in chunks:
-                if chunk.text:
+                if chunk.kind != "answer":
+                    aside.write(chunk)
+                elif chunk.text:
+                    aside.finish()
                     markdown.push(chunk.text)
                 if chunk.finish == "length":
                     markdown.push("\n\n*(cut: the limit of tokens was reached)*")
