@@ -130,6 +130,8 @@ class History:
     def search(self, text: str, limit: int = 50) -> list[Hit]:
         """Messages that hold every word of `text`, the best first; where none does, those that hold it as it is."""
         words = " ".join('"' + word.replace('"', '""') + '"' for word in text.split())
+        if not words:
+            return []
         with _errors(self.path):
             rows = self._database.execute(
                 "SELECT m.id, kind, conversation, snippet(words, 0, '', '', '…', 16) FROM words"
