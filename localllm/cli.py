@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from localllm import __version__, errors
 from localllm.commands.alias import alias
+from localllm.commands.batch import batch
 from localllm.commands.bench import bench
 from localllm.commands.chat import chat
 from localllm.commands.convert import convert
@@ -171,7 +172,7 @@ def root(
 
 
 for panel, commands in {
-    "Use": (run, chat),
+    "Use": (run, chat, batch),
     "Look inside": (tokenize,),
     "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
     "Make": (convert, quantize, imatrix, evaluate, tune),

@@ -6,11 +6,12 @@ engine implements, so that the generation loop (`engines/local.py`) exists once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
+from localllm.errors import LocalLLMError
 from localllm.fields import check_all, option
 
 if TYPE_CHECKING:
@@ -243,6 +244,20 @@ class Engine(Protocol):
     def stream(self, request: Request) -> Generator[Chunk, None, None]: ...
 
     def close(self) -> None: ...
+
+
+Key = TypeVar("Key")
+
+
+class Answers(Protocol):
+    """Requests, each with a key -> the chunks or the error of each, in whichever order they end.
+
+    Raises UsageError and what ends all of them, such as EngineError.
+    """
+
+    def __call__(
+        self, requests: Iterable[tuple[Key, Request]]
+    ) -> Generator[tuple[Key, list[Chunk] | LocalLLMError], None, None]: ...
 
 
 class Tokenizer(Protocol):

@@ -15,26 +15,45 @@ from localllm.engines.vocabulary import VocabularyOnly
 from localllm.errors import UsageError
 from localllm.formats.gguf import Header, read_header, read_model
 from localllm.text.template import BUILT_IN, ChatTemplate, template_source
-from localllm.types import EngineOptions
+from localllm.types import Answers, EngineOptions
 
 _Kind = TypeVar("_Kind", bound=LlamaModel)
+_CACHES_SHARE = 4  # the caches of many sequences take this part of the memory that is free
 
 
 def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> LocalEngine:
     """Raises ModelNotFound, BadModelFile, OutOfMemory, EngineError, UsageError."""
+    return _open(read_model(path), options, LlamaModel, single=single)[0]
+
+
+def open_together(path: Path, options: EngineOptions, most: int | None) -> tuple[LocalEngine, Answers]:
+    """The same with a function that answers many requests at once, `most` of them or as many as there is memory for."""
+    from localllm.engines.llama_batch import Sequences
+    from localllm.engines.together import MOST, Together
+
     header = read_model(path)
+    engine, model = _open(header, options, Sequences, single=False)
+
+    def sequences_for(tokens: int) -> int:
+        need = fit.estimate(header, tokens, options.cache_type_k, options.cache_type_v)
+        return hardware.memory().available // _CACHES_SHARE // max(1, need.kv_cache)
+
+    return engine, Together(engine, model, most or MOST, sequences_for if most is None else lambda _: most).answers
+
+
+def _open(header: Header, options: EngineOptions, kind: type[_Kind], *, single: bool) -> tuple[LocalEngine, _Kind]:
     own = header.metadata.get("tokenizer.chat_template")
     # A template that is known already starts its worker now, so that both load side by side.
     chosen = _known_template(options.template, own)
     template = ChatTemplate(chosen) if chosen else None
-    model: LlamaModel | None = None
+    model: _Kind | None = None
     try:
-        model = load(header, options)
+        model = _load(header, options, kind)
         notice = ""
         if template is None:
             chosen, notice = template_source(options.template, own, is_chat_model(header), model)
             template = ChatTemplate(chosen) if chosen else None
-        return LocalEngine(model, template, notices=(notice,) if notice else (), single=single)
+        return LocalEngine(model, template, notices=(notice,) if notice else (), single=single), model
     except BaseException:
         if model is not None:
             model.close()

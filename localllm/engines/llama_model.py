@@ -51,6 +51,7 @@ class LlamaModel(Vocabulary):
         self._context: Any = None
         self._held: list[int] = []  # the tokens known to be in the KV cache
         self._touched = False  # whether there may be others
+        self.output = -1  # the token of the last batch whose logits are read next; -1 is its last
         self.abort = AbortFlag()
         try:
             with self.interruptible():
@@ -229,7 +230,9 @@ class LlamaModel(Vocabulary):
     def logits(self) -> NDArray[np.float32]:
         import numpy as np
 
-        return np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self._context, -1), (self.vocabulary_size,))
+        return np.ctypeslib.as_array(
+            self._llama.llama_get_logits_ith(self._context, self.output), (self.vocabulary_size,)
+        )
 
     @contextmanager
     def sampler(
@@ -243,7 +246,7 @@ class LlamaModel(Vocabulary):
             for token in history[-_look_back(sampling, self.context) :] if _penalizes(sampling) else ():
                 api.llama_sampler_accept(chain, token)
             if mask is None:
-                yield lambda: int(api.llama_sampler_sample(chain, self._context, -1))
+                yield lambda: int(api.llama_sampler_sample(chain, self._context, self.output))
             else:
                 from localllm.engines.llama_masked import masked_draw
 

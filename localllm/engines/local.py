@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from localllm.text.scores import token_scores
@@ -89,7 +90,15 @@ class LocalEngine(Prompter):
 
     def stream(self, request: Request) -> Generator[Chunk, None, None]:
         """The answer in chunks, the last with `finish`. Raises ContextOverflow, TemplateError, EngineError."""
-        model, limits = self.model, request.limits
+        with closing(self.steps(request, self.model)) as steps:
+            yield from (chunk for chunk in steps if chunk is not None)
+
+    def steps(self, request: Request, model: TokenModel) -> Generator[Chunk | None, None, None]:
+        """The same with a model of the caller's, and a None before the logits are read.
+
+        There a model whose `prefill` and `feed` only take note of tokens can evaluate those of several answers at once.
+        """
+        limits = request.limits
         started = time.perf_counter()
         text = self.prompt(request.messages, request.reasoning)
         held = self.encode(text + request.prefill)
@@ -108,6 +117,7 @@ class LocalEngine(Prompter):
             mask = matcher.mask if matcher else None
             with model.sampler(request.sampling, ignore_eos=limits.ignore_eos, history=held, mask=mask) as sample:
                 for count in itertools.count(1):
+                    yield None
                     token = sample()
                     if model.is_end(token):
                         finish = "stop"
@@ -124,7 +134,7 @@ class LocalEngine(Prompter):
                         finish = "stop"
                         break
                     if count == limits.max_tokens or (
-                        len(held) + 1 >= model.context and not self._shift(request, held)
+                        len(held) + 1 >= model.context and not self._shift(request, held, model)
                     ):
                         break
                     model.feed(token)
@@ -135,7 +145,7 @@ class LocalEngine(Prompter):
         yield from _chunks(pieces)
         yield Chunk(said, finish=finish, usage=usage, kind=kind, fulfilled=fulfilled)
 
-    def _shift(self, request: Request, held: list[int]) -> bool:
+    def _shift(self, request: Request, held: list[int], model: TokenModel) -> bool:
         """In a context that an answer has filled, forget the older half of what follows the system prompt."""
         if request.limits.on_overflow != "shift":
             return False
@@ -146,8 +156,8 @@ class LocalEngine(Prompter):
         if discard < 1:
             return False
         del held[keep : keep + discard]
-        if not self.model.shift(keep, discard):
-            self.model.prefill(held)
+        if not model.shift(keep, discard):
+            model.prefill(held)
         return True
 
     def _matcher(self, constraint: Constraint | None, prefill: str) -> Matcher | None:

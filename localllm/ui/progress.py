@@ -83,6 +83,30 @@ def work_progress(name: str, style: Style = "auto", *, unit: str = "") -> Iterat
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
+@contextmanager
+def rows_progress(total: int | None) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal, silence elsewhere: a function that hears how many rows are done, and of how many tokens."""
+    if is_quiet() or not sys.stderr.isatty():
+        yield lambda _rows, _tokens: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(None),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TextColumn("{task.fields[speed]:.0f} tokens/s"),
+        TimeRemainingColumn(compact=True),
+    )
+    started = time.monotonic()
+    with Progress(*columns, console=Console(stderr=True), expand=True, transient=True) as progress:
+        task = progress.add_task("", total=total, speed=0.0)
+        yield lambda rows, tokens: progress.update(
+            task, completed=rows, speed=tokens / max(1e-3, time.monotonic() - started)
+        )
+
+
 def _events() -> Report:
     told: dict[str, float] = {}
 

@@ -1,0 +1,155 @@
+"""`localllm batch`: one prompt over many rows, answered side by side, going on where a killed run stopped."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from io import TextIOWrapper
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from localllm.commands._form import Form
+from localllm.commands._options import (
+    EngineOption,
+    ModelOption,
+    QuietOption,
+    SystemOption,
+    VerboseOption,
+    YesOption,
+    with_options,
+)
+from localllm.errors import LocalLLMError, UsageError
+from localllm.types import EngineOptions, Limits, Reasoning, Sampling
+
+if TYPE_CHECKING:
+    from localllm.commands._model import Model
+    from localllm.jobs.batch import Progress, Recipe
+    from localllm.jobs.rows import Format, Row
+
+PathOption = Optional[Path]  # noqa: UP045  # typer reads it at run time on 3.10 too
+
+
+@with_options(Form, Reasoning, Limits, Sampling, EngineOptions)
+def batch(
+    source: Annotated[Path, typer.Argument(metavar="IN", help="JSONL, CSV or lines; - is standard input.")],
+    output: Annotated[
+        PathOption, typer.Option("--output", "-o", metavar="FILE", help="Where to append the answers; else stdout.")
+    ] = None,
+    prompt: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--prompt", metavar="TEXT", help="The prompt, with {field} for a row's field."),
+    ] = None,
+    prompt_file: Annotated[
+        PathOption, typer.Option("--prompt-file", metavar="FILE", help="The same from a file.")
+    ] = None,
+    system: SystemOption = None,
+    format: Annotated[str, typer.Option("--format", help="jsonl, csv or lines; else by the file's name.")] = "",
+    parallel: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--parallel", min=1, max=200, help="Answers at once; as memory allows without it, at most 64."),
+    ] = None,
+    errors: Annotated[
+        PathOption, typer.Option("--errors", metavar="FILE", help="Where to write the failed rows.")
+    ] = None,
+    retries: Annotated[int, typer.Option("--retries", min=0, max=100, help="Times a failed row is tried again.")] = 1,
+    model: ModelOption = None,
+    engine: EngineOption = "llama.cpp",
+    yes: YesOption = False,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    *,
+    given: dict[str, Any],
+) -> None:
+    """Answer a prompt for every row of a file. The same command again goes on where it was stopped."""
+    from localllm.commands._model import resolve
+    from localllm.engines import open_together
+    from localllm.jobs.batch import Batch, Recipe
+    from localllm.jobs.rows import Errors, Output, format_of
+    from localllm.settings import build, load_settings
+    from localllm.ui.progress import be_quiet, rows_progress, say
+
+    if quiet:
+        be_quiet()
+    if verbose:
+        from localllm.engines.native import log
+
+        log.verbose = True
+    kind = format_of(source, format)
+    settings = load_settings()
+    found = resolve(model or settings.model, yes=yes)
+    sampling = build(Sampling, found.sampling, settings.given, given)
+    limits = build(Limits, settings.given, given)
+    options = build(EngineOptions, found.options, settings.given, given)
+    made_with = f"{_identity(found)} {engine} {options.lora} {options.template}"
+    recipe = Recipe(
+        made_with,
+        _prompt(prompt, prompt_file),
+        system,
+        sampling,
+        limits,
+        build(Form, given).constraint(),
+        build(Reasoning, settings.given, given),
+    )
+    with ExitStack() as stack:
+        failed = stack.enter_context(Errors(errors))
+        results = stack.enter_context(Output(output, None if output else sys.stdout.buffer))
+        total = None if str(source) == "-" else sum(not results.is_done(*pair) for pair in _keyed(source, kind, recipe))
+        report = stack.enter_context(rows_progress(total))
+        job = Batch(recipe, results, failed, lambda now: report(now.rows, now.tokens), retries + 1)
+        started = time.perf_counter()
+        try:
+            if total != 0:
+                opened, answers = open_together(engine, found.path, options, parallel)
+                stack.enter_context(closing(opened))
+                for notice in opened.notices:
+                    say(f"localllm: {notice}")
+                job.run(_rows(source, kind), answers)
+        except BaseException:
+            if output:
+                say(f"{len(results.done) + job.progress.rows} rows are done; the same command goes on from there")
+            raise
+    say(_summary(job.progress, len(results.done), time.perf_counter() - started))
+    if failed.count:
+        hint = "the same command tries them again" if output else "--errors FILE lists them all"
+        raise LocalLLMError(f"{failed.count} of {job.progress.rows} rows failed, the first: {job.first_error}", hint)
+
+
+def _rows(source: Path, kind: Format) -> Iterator[Row]:
+    from localllm.jobs.rows import open_input, read_rows
+
+    if str(source) == "-":
+        yield from read_rows(TextIOWrapper(sys.stdin.buffer, "utf-8-sig", "surrogateescape", ""), kind)
+        return
+    with open_input(source) as file:
+        yield from read_rows(file, kind)
+
+
+def _keyed(source: Path, kind: Format, recipe: Recipe) -> Iterator[tuple[Row, str]]:
+    return ((row, "" if row.fault else recipe.key(row)) for row in _rows(source, kind))
+
+
+def _prompt(text: str | None, file: Path | None) -> str | None:
+    if file is None:
+        return text
+    if text is not None:
+        raise UsageError("--prompt and --prompt-file are given both", "keep one of them")
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
+
+
+def _identity(model: Model) -> str:
+    """What tells one model from another without reading it all: the file's name and size."""
+    path = model.path
+    return f"{path.name} {path.stat().st_size if path.is_file() else 0}"
+
+
+def _summary(progress: Progress, before: int, seconds: float) -> str:
+    known = f"; {before} were done before" if before else ""
+    speed = f", {progress.tokens / seconds:.0f} tokens/s" if progress.tokens else ""
+    return f"{progress.rows} rows, {progress.tokens} tokens in {seconds:.1f} s{speed}{known}"

@@ -1,0 +1,133 @@
+"""Many requests at once: the generation loop of `local.py` once a request, and the evaluations of all in one batch.
+
+A loop pauses where it needs logits. When all have paused, what they wait for is evaluated together; a sequence whose
+answer has ended takes the next request, whose prompt goes into the same batch as the others' next tokens.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Generic
+
+from localllm.engines.llama_batch import NeedsRoom, Sequences, SequenceView
+from localllm.engines.local import LocalEngine
+from localllm.errors import LocalLLMError, UsageError
+from localllm.types import Chunk, Engine, Key, Request
+
+Outcome = list[Chunk] | LocalLLMError
+MOST = 64  # sequences; more gained nothing where it was measured
+
+
+def one_by_one(engine: Engine, requests: Iterable[tuple[Key, Request]]) -> Generator[tuple[Key, Outcome], None, None]:
+    """With any engine, one request after the other."""
+    for key, request in requests:
+        try:
+            yield key, list(engine.stream(request))
+        except UsageError:
+            raise
+        except LocalLLMError as error:
+            yield key, error
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """An engine, its model, and the number of sequences: `most`, and what `sequences_for(tokens of each)` allows."""
+
+    engine: LocalEngine
+    model: Sequences
+    most: int
+    sequences_for: Callable[[int], int]
+
+    def answers(self, requests: Iterable[tuple[Key, Request]]) -> Generator[tuple[Key, Outcome], None, None]:
+        """What became of each request, as they end. Raises UsageError, EngineError; closing it ends what is running."""
+        return _Run(self, iter(requests)).answers()
+
+
+class _Run(Generic[Key]):
+    def __init__(self, how: Together, source: Iterator[tuple[Key, Request]]) -> None:
+        self._how, self._model, self._source = how, how.model, source
+        self._held: deque[tuple[Key, Request]] = deque()  # taken from the source, and not begun
+        self._free: list[SequenceView] = []
+        self._running: dict[SequenceView, tuple[Key, list[Chunk], Generator[Chunk | None, None, None]]] = {}
+        self._room = 0  # tokens that a held request needs, where the caches are too short for it
+
+    def answers(self) -> Generator[tuple[Key, Outcome], None, None]:
+        try:
+            with self._model.interruptible():
+                while True:
+                    if not self._running and not (yield from self._open()):
+                        return
+                    yield from self._fill()
+                    if self._running:
+                        yield from self._step()
+        finally:
+            for _, _, steps in self._running.values():
+                steps.close()
+            self._running.clear()
+
+    def _open(self) -> Generator[tuple[Key, Outcome], None, bool]:
+        """With nothing running: caches that suffice for the next requests; False where there are none."""
+        self._held.extend(islice(self._source, max(0, self._how.most - len(self._held))))
+        if not self._held:
+            return False
+        if self._room or not self._free:
+            waiting, self._held = self._held, deque()
+            for key, request in waiting:  # in a view without room each tells how much it needs, or fails
+                yield from self._begin(SequenceView(self._model, 0, 0), key, request)
+        if self._room and self._held:
+            count = max(1, min(self._how.most, len(self._held), self._how.sequences_for(self._room)))
+            self._free = self._model.open_sequences(count, self._room)
+        self._room = 0
+        return True
+
+    def _fill(self) -> Generator[tuple[Key, Outcome], None, None]:
+        """Begin requests while there are sequences for them. One that needs longer caches waits for all to end."""
+        begun = []
+        while self._free and not self._room:
+            following = self._held.popleft() if self._held else next(self._source, None)
+            if following is None:
+                break
+            view = self._free.pop()
+            if (yield from self._begin(view, *following)):
+                begun.append(view)
+            else:
+                self._free.append(view)
+        self._model.share(begun)
+
+    def _begin(self, view: SequenceView, key: Key, request: Request) -> Generator[tuple[Key, Outcome], None, bool]:
+        """Whether the request runs in the view now; else it has failed, or is held back."""
+        view.wanted = request.limits.max_tokens
+        self._running[view] = key, [], self._how.engine.steps(request, view)
+        try:
+            yield from self._advance(view)
+        except NeedsRoom as needs:
+            del self._running[view]
+            self._held.append((key, request))
+            self._room = max(self._room, needs.tokens)
+        return view in self._running
+
+    def _step(self) -> Generator[tuple[Key, Outcome], None, None]:
+        for view in self._model.evaluate(list(self._running)):
+            self._model.output = view.output
+            yield from self._advance(view)
+            if view not in self._running:
+                self._free.append(view)
+
+    def _advance(self, view: SequenceView) -> Generator[tuple[Key, Outcome], None, None]:
+        """Go on to where the next logits are needed, or to the end."""
+        key, chunks, steps = self._running[view]
+        outcome: Outcome = chunks
+        try:
+            for chunk in steps:
+                if chunk is None:
+                    return
+                chunks.append(chunk)
+        except UsageError:
+            raise
+        except LocalLLMError as error:
+            outcome = error
+        del self._running[view]
+        yield key, outcome

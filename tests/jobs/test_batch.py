@@ -1,0 +1,146 @@
+"""`localllm batch`: the whole program over real files, killed and begun again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localllm.errors import LocalLLMError
+from localllm.jobs.batch import Recipe, fill
+from localllm.jobs.rows import Row
+from localllm.types import Limits, Message, Sampling
+from tests.support.command import COMMAND, Terminal, localllm
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_fields() -> None:
+    assert fill('{a} {{a}} { b } {"a": {"c": 1}} {}', {"a": "x", "b": [1, "ü"]}) == 'x {a} [1, "ü"] {"a": {"c": 1}} {}'
+    assert fill("{a}", {"a": "{a}"}) == "{a}"
+    with pytest.raises(LocalLLMError, match=r"no field named 'c', only 'a', 'b'") as caught:
+        fill("{c}", {"a": 1, "b": 2})
+    assert "{{c}}" in caught.value.hint
+
+
+def test_what_a_row_asks() -> None:
+    def messages(fields: dict[str, Any], prompt: str | None = None, system: str | None = None) -> tuple[Message, ...]:
+        return Recipe("m", prompt, system, Sampling(), Limits()).request(Row(1, fields)).messages
+
+    assert messages({"text": "t"}) == (Message("user", "t"),)
+    assert messages({"text": "t", "prompt": "p"}) == (Message("user", "p"),)
+    talk = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert messages({"messages": talk}) == (Message("user", "a"), Message("assistant", "b"))
+    assert messages({"to": "de"}, "P", "To {to}") == (Message("system", "To de"), Message("user", "P"))
+    for wrong in ({}, {"messages": "x"}, {"messages": [{"role": "tool", "content": "x"}]}, {"messages": [1]}):
+        with pytest.raises(LocalLLMError):
+            messages(wrong)
+
+
+def test_rows_that_fail_are_listed_and_tried_again(tmp_path: Path) -> None:
+    script, source, out, errors = (tmp_path / n for n in ("script", "in.jsonl", "out.jsonl", "errors.jsonl"))
+    script.write_text("Yes.")
+    source.write_text(
+        '{"id": "a", "q": "1"}\nnonsense\n{"id": "b"}\n{"id": "c", "q": "' + "x" * 9000 + '"}\n{"q": 5}\n'
+    )
+    words = [
+        "batch",
+        str(source),
+        "--engine",
+        "fake",
+        "-m",
+        str(script),
+        "--prompt",
+        "Is {q} a number?",
+        "-o",
+        str(out),
+    ]
+    done = localllm(*words, "--errors", str(errors))
+    assert done.returncode == 1
+    assert "3 of 5 rows failed, the first: row 2: it is not JSON" in done.stderr
+    assert done.stdout == ""
+    assert [(r["id"], r["text"], r["finish"]) for r in lines(out)] == [("a", "Yes.", "stop"), (5, "Yes.", "stop")]
+    assert [r["id"] for r in lines(errors)] == [2, "b", "c"]
+    source.write_text('{"id": "a", "q": "1"}\n{"q": 2}\n{"id": "b", "q": 3}\n\n{"q": 5}\n')
+    again = localllm(*words, "--errors", str(errors))
+    assert again.returncode == 0, again.stderr
+    assert "2 were done before" in again.stderr
+    assert [r["id"] for r in lines(out)] == ["a", 5, 2, "b"]
+    assert lines(errors) == []
+    other = localllm(*words, "-n", "2")
+    assert other.returncode == 2
+    assert "was made from another input" in other.stderr
+
+
+def test_pipes(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("Yes.")
+    words = ["batch", "-", "--engine", "fake", "-m", str(script)]
+    done = localllm(*words, "--format", "csv", "--prompt", "{q}", "--quiet", input="q\n1\n2\n")
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["Yes.", "Yes."]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert localllm(*words, input="").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["missing.jsonl"], "missing.jsonl cannot be read"),
+        (["-", "--format", "xml"], "the formats are"),
+        (["-", "--prompt", "a", "--prompt-file", "b"], "both"),
+        (["-", "--prompt-file", "missing"], "missing cannot be read"),
+        (["-", "-o", "no/such/out"], "there is no folder"),
+    ],
+)
+def test_usage(words: list[str], message: str, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("Yes.")
+    done = localllm("batch", *words, "--engine", "fake", "-m", str(script))
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_killed_and_begun_again(tmp_path: Path, model_path: Path) -> None:
+    """kill -9 twice in mid-run, then to the end: every row once, in order, with the text of an unbroken run."""
+    source, out, whole = (tmp_path / n for n in ("in.txt", "out.jsonl", "whole.jsonl"))
+    source.write_text("".join(f"Write about the number {i}.\n" for i in range(12)))
+    words = ["batch", str(source), "-m", str(model_path), "-t", "1", "-n", "8", "--temperature", "0", "--parallel", "2"]
+    counts = []
+    for _ in range(2):
+        process = subprocess.Popen([*COMMAND, *words, "-o", str(out)], stderr=subprocess.DEVNULL)
+        before, end = counts[-1] if counts else 0, time.monotonic() + 60
+        while time.monotonic() < end and (not out.exists() or out.read_bytes().count(b"\n") <= before):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        counts.append(out.read_bytes().count(b"\n"))
+    assert 0 < counts[0] < counts[1] < 12
+    with out.open("ab") as file:
+        file.write(b'{"id": 12, "key": "0')
+    assert localllm(*words, "-o", str(out)).returncode == 0
+    assert [r["id"] for r in lines(out)] == list(range(1, 13))
+    assert localllm(*words, "-o", str(whole)).returncode == 0
+    same = sum(a == b for a, b in zip(lines(out), lines(whole), strict=True))
+    assert same >= 9  # batches of other sizes round differently in the last bit
+
+
+@pytest.mark.slow
+def test_on_a_terminal(tmp_path: Path, model_path: Path) -> None:
+    source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_text("Write a long story.\n" * 8)
+    words = ["batch", str(source), "-m", str(model_path), "-o", str(out), "-t", "1", "-n", "80", "--ignore-eos"]
+    with Terminal(*words, "--parallel", "2") as terminal:
+        terminal.wait(lambda screen: "2/8 rows" in screen and "tokens/s" in screen)
+        terminal.interrupt()
+        assert terminal.exit_code() == 130
+        assert "the same command goes on from there" in terminal.text
+    assert 2 <= len(lines(out)) < 8
