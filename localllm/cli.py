@@ -18,6 +18,7 @@ from localllm.commands.chat import chat
 from localllm.commands.convert import convert
 from localllm.commands.doctor import doctor
 from localllm.commands.evaluate import evaluate
+from localllm.commands.explain import explain
 from localllm.commands.export import export
 from localllm.commands.fit import fit
 from localllm.commands.imatrix import imatrix
@@ -173,7 +174,7 @@ def root(
 
 for panel, commands in {
     "Use": (run, chat, batch),
-    "Look inside": (tokenize,),
+    "Look inside": (tokenize, explain),
     "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
     "Make": (convert, quantize, imatrix, evaluate, tune),
     "Machine": (bench, doctor),

@@ -16,6 +16,9 @@ from localllm.fields import check_all, option
 
 if TYPE_CHECKING:
     import numpy as np
+
+if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 Role = Literal["system", "user", "assistant"]
@@ -284,6 +287,36 @@ class Tokenizer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class TextModel(Tokenizer, Protocol):
+    """A model that tells what it expects at every position of a text."""
+
+    context: int
+    trained_context: int
+    vocabulary_size: int
+
+    def open_text(self, length: int, at_once: int) -> None:
+        """Begin a text of at most `length` tokens, of which `at_once` are read at a time."""
+        ...
+
+    def read(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Read on; the logits after each of these tokens, (tokens, vocabulary_size). They hold until the next call."""
+        ...
+
+    def logits(self) -> NDArray[np.float32]:
+        """Those after the last token that was read, (vocabulary_size,)."""
+        ...
+
+    def is_end(self, token: int) -> bool: ...
+
+    def sampler(
+        self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int]
+    ) -> AbstractContextManager[Callable[[], int]]:
+        """A function that draws the next id from the last logits."""
+        ...
+
+    def interruptible(self) -> AbstractContextManager[None]: ...
 
 
 class TokenModel(Tokenizer, Protocol):

@@ -43,6 +43,17 @@ def model(model_path: Path) -> Iterator[LlamaModel]:
     opened.close()
 
 
+@pytest.fixture(scope="session")
+def precise_path(tmp_path_factory: pytest.TempPathFactory, model_path: Path) -> Path:
+    """SmolLM2 as a GGUF in float32, of the checkpoint whose values transformers gave."""
+    from localllm.convert import gguf
+    from tests.support.real_checkpoints import smollm2
+
+    folder = tmp_path_factory.mktemp("precise")
+    gguf.write(gguf.plan(smollm2(folder / "checkpoint", model_path), "f32"), folder / "SmolLM2-F32.gguf")
+    return folder / "SmolLM2-F32.gguf"
+
+
 @pytest.fixture
 def home(tmp_path: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty data directory that holds the default model by a link, and an empty Hub cache."""

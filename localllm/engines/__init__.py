@@ -44,3 +44,8 @@ def _module(kind: str) -> Any:
 def open_tokenizer(path: Path, template: str = "none") -> Any:
     """The tokenizer of a model file, with its chat template where one is asked for: a `local.Prompter`."""
     return importlib.import_module(ENGINES["llama.cpp"]).open_tokenizer(path, template)
+
+
+def open_text_model(path: Path, options: EngineOptions) -> Any:
+    """A `TextModel`: the logits of every position of a text."""
+    return importlib.import_module(ENGINES["llama.cpp"]).open_text_model(path, options)

@@ -81,6 +81,11 @@ def open_scorer(path: Path, options: EngineOptions) -> Scorer:
     return _load(read_model(path), replace(options, context=BATCH), Scorer)
 
 
+def open_text_model(path: Path, options: EngineOptions) -> Scorer:
+    """One text's logits, within the context that the options or the model allow."""
+    return _load(read_model(path), options, Scorer)
+
+
 def load(header: Header, options: EngineOptions) -> LlamaModel:
     """Decide where the layers go, refuse what cannot fit, and load."""
     return _load(header, options, LlamaModel)

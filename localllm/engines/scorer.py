@@ -1,7 +1,7 @@
 """A llama.cpp model that gives the logits of many positions at once, for whatever measures a model instead of talking.
 
 It has a context of its own shape: some sequences of equal length side by side, every position from one on with its
-logits. What is done with them is the jobs'.
+logits; or one text, read some tokens at a time. What is done with them is the jobs'.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Scorer(LlamaModel):
             kv_unified=False,  # each sequence has its own length, by which Phi-3 chooses its factors
             **more,
         )
-        self._batch = self._llama.llama_batch_init(length * self._at_once, 0, 1)
+        self._new_batch(length * self._at_once)
         return self._at_once
 
     @property
@@ -55,29 +55,52 @@ class Scorer(LlamaModel):
         The sequences have the length the context was made for. The array is llama.cpp's own memory: it holds until the
         next call.
         """
+        self._llama.llama_memory_clear(self._memory, True)
+        entries = [
+            (token, position, number, position >= self._first)
+            for number, tokens in enumerate(sequences)
+            for position, token in enumerate(tokens)
+        ]
+        found = self._evaluate(entries, len(sequences) * (self._length - self._first))
+        return found.reshape(len(sequences), -1, self.vocabulary_size)
+
+    def open_text(self, length: int, at_once: int, *, observer: Any = None) -> None:
+        more = {} if observer is None else {"cb_eval": observer}
+        self._make_context(length, n_batch=at_once, n_outputs_max=at_once, **more)
+        self._new_batch(at_once)
+        self._position = 0
+
+    def read(self, tokens: Sequence[int]) -> np.ndarray:
+        start, self._position = self._position, self._position + len(tokens)
+        return self._evaluate([(t, start + i, 0, True) for i, t in enumerate(tokens)], len(tokens))
+
+    def _new_batch(self, size: int) -> None:
+        self._free_batch()
+        self._batch = self._llama.llama_batch_init(size, 0, 1)
+
+    def _evaluate(self, entries: Sequence[tuple[int, int, int, bool]], rows: int) -> np.ndarray:
+        """Tokens with their position, their sequence, and whether their logits are wanted, which are `rows` in all."""
         import numpy as np
 
-        api, batch, count = self._llama, self._batch, 0
-        api.llama_memory_clear(self._memory, True)
-        for number, tokens in enumerate(sequences):
-            for position, token in enumerate(tokens):
-                batch.token[count], batch.pos[count] = token, position
-                batch.n_seq_id[count], batch.seq_id[count][0] = 1, number
-                batch.logits[count] = position >= self._first
-                count += 1
-        batch.n_tokens = count
+        api, batch = self._llama, self._batch
+        for index, (token, position, sequence, wanted) in enumerate(entries):
+            batch.token[index], batch.pos[index] = token, position
+            batch.n_seq_id[index], batch.seq_id[index][0] = 1, sequence
+            batch.logits[index] = wanted
+        batch.n_tokens = len(entries)
         self._raise_if_interrupted()
         result = api.llama_decode(self._context, batch)
         self._raise_if_interrupted()
         if result != 0:
             reason = "; ".join(log.take_errors()) or f"llama_decode returned {result}"
-            raise EngineError(f"llama.cpp could not evaluate {count} tokens: {reason}")
-        rows = len(sequences) * (self._length - self._first)
-        found = np.ctypeslib.as_array(api.llama_get_logits(self._context), (rows, self.vocabulary_size))
-        return found.reshape(len(sequences), -1, self.vocabulary_size)
+            raise EngineError(f"llama.cpp could not evaluate {len(entries)} tokens: {reason}")
+        return np.ctypeslib.as_array(api.llama_get_logits(self._context), (rows, self.vocabulary_size))
 
-    def close(self) -> None:
+    def _free_batch(self) -> None:
         batch, self._batch = getattr(self, "_batch", None), None
         if batch is not None:
             self._llama.llama_batch_free(batch)
+
+    def close(self) -> None:
+        self._free_batch()
         super().close()
