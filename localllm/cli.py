@@ -21,6 +21,7 @@ from localllm.commands.evaluate import evaluate
 from localllm.commands.explain import explain
 from localllm.commands.export import export
 from localllm.commands.fit import fit
+from localllm.commands.history import history
 from localllm.commands.imatrix import imatrix
 from localllm.commands.import_ import import_
 from localllm.commands.list_ import list_
@@ -181,6 +182,9 @@ for panel, commands in {
 }.items():
     for command in commands:
         app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
+
+
+app.add_typer(history, name="history", rich_help_panel="Use")
 
 
 def main() -> None:

@@ -122,10 +122,12 @@ class History:
             Node(id, parent, kind, content, thinking, model, first, tuple(files.get(id, ())), created)
             for id, parent, kind, content, thinking, model, first, created in rows
         ]
-        ids = {node.id for node in nodes}
-        if record.leaf not in ids | {None} or any(node.parent not in ids | {None} for node in nodes):
-            raise HistoryError(f"{self.path}: messages of the conversation {record.id} are missing")
-        return Tree(nodes, record.leaf)
+        tree = Tree(nodes, record.leaf)
+        try:
+            tree.check()
+        except ValueError as error:
+            raise HistoryError(f"{self.path}: of the conversation {record.id}, {error}") from None
+        return tree
 
     def search(self, text: str, limit: int = 50) -> list[Hit]:
         """Messages that hold every word of `text`, the best first; where none does, those that hold it as it is."""

@@ -69,6 +69,22 @@ class Tree:
         copies = [replace(n, id=ids[n.id], parent=ids.get(n.parent), first=ids.get(n.first)) for n in path]
         return Tree(copies, ids.get(self.leaf))
 
+    def check(self) -> None:
+        """Raise ValueError where a message is missing, or the messages go round in a circle."""
+        known = {node.id for node in self.nodes.values()} | {None}
+        if self.leaf not in known or any(node.parent not in known for node in self.nodes.values()):
+            raise ValueError("messages are missing")
+        sound: set[int | None] = {None}
+        for node in self.nodes.values():
+            walked: set[int | None] = set()
+            at: int | None = node.id
+            while at not in sound:
+                if at in walked or at is None:
+                    raise ValueError("the messages go round in a circle")
+                walked.add(at)
+                at = self.nodes[at].parent
+            sound |= walked
+
     def path(self, leaf: int | None = None) -> list[Node]:
         """From the root to the leaf, the present one without a name."""
         found = []

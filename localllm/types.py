@@ -119,6 +119,14 @@ class Reasoning:
 
 
 @dataclass(frozen=True, slots=True)
+class Keeping:
+    history: bool = option(True, "Keep the conversation (localllm history lists them).")
+
+    def __post_init__(self) -> None:
+        check_all(self)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How a model is opened. `None` leaves the choice to the engine."""
 

@@ -83,6 +83,8 @@ def _shown(value: Any) -> str:
 _PANELS = {
     "Limits": "Length of the answer",
     "EngineOptions": "Engine",
+    "Reasoning": "Thinking",
+    "Keeping": "History",
     "Form": "Form of the answer",
     "Output": "For scripts",
 }

@@ -11,7 +11,7 @@ from typing import Any
 from localllm.commands._model import Model, resolve
 from localllm.engines import open_engine
 from localllm.settings import build, load_settings
-from localllm.types import Engine, EngineOptions, Limits, Sampling, Usage
+from localllm.types import Engine, EngineOptions, Limits, Reasoning, Sampling, Usage
 from localllm.ui.progress import say
 
 
@@ -21,6 +21,7 @@ class Session:
     engine: Engine
     sampling: Sampling
     limits: Limits
+    reasoning: Reasoning
     load_seconds: float
 
     def report(self, usage: Usage) -> None:
@@ -44,9 +45,9 @@ def open_session(
 
         log.verbose = True
     sampling = build(Sampling, model.sampling, settings.given, given)
-    limits = build(Limits, settings.given, given)
+    limits, reasoning = build(Limits, settings.given, given), build(Reasoning, settings.given, given)
     started = time.perf_counter()
     opened = open_engine(engine, model.path, build(EngineOptions, model.options, settings.given, given), single=single)
     for notice in opened.notices:
         say(f"localllm: {notice}")
-    return Session(model, opened, sampling, limits, time.perf_counter() - started)
+    return Session(model, opened, sampling, limits, reasoning, time.perf_counter() - started)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -16,38 +17,80 @@ from localllm.commands._options import (
     with_options,
 )
 from localllm.errors import UsageError
-from localllm.types import EngineOptions, Limits, Sampling
+from localllm.types import EngineOptions, Keeping, Limits, Reasoning, Sampling
+
+Options = TypeVar("Options")
 
 
-@with_options(Limits, Sampling, EngineOptions)
+@with_options(Limits, Sampling, Reasoning, Keeping, EngineOptions)
 def chat(
-    name: Annotated[str | None, typer.Argument(metavar="MODEL", help="The model; the default one without it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL|ID", help="The model, the default one without it; with --resume a conversation."),
+    ] = None,
     model: ModelOption = None,
     system: SystemOption = None,
     engine: EngineOption = "llama.cpp",
+    last: Annotated[bool, typer.Option("--continue", help="Go on with the last conversation.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with conversation ID, or choose one.")] = False,
     yes: YesOption = False,
     verbose: VerboseOption = False,
     *,
     given: dict[str, Any],
 ) -> None:
     """Talk with a model at the terminal."""
-    open_chat(model or name, system, engine, yes=yes, verbose=verbose, given=given)
+    if last and resume:
+        raise UsageError("--continue and --resume exclude each other")
+    prefix = name or "" if resume else None
+    named = model if resume else model or name
+    open_chat(named, system, engine, yes=yes, verbose=verbose, given=given, prefix=prefix, last=last)
 
 
 def open_chat(
-    name: str | None, system: str | None, engine: str, *, yes: bool, verbose: bool, given: dict[str, Any]
+    name: str | None,
+    system: str | None,
+    engine: str,
+    *,
+    yes: bool,
+    verbose: bool,
+    given: dict[str, Any],
+    prefix: str | None = None,
+    last: bool = False,
 ) -> None:
-    """Open the model and hand it to the chat's loop."""
+    """Open the model and hand it to the chat's loop; `prefix` and `last` are `_history.resume`'s."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("the chat needs a terminal", "`localllm run` answers a prompt from a script or a pipe")
+    from localllm.commands._history import open_or_none, recorder, resume
     from localllm.commands._session import open_session
     from localllm.conversation import Conversation
     from localllm.hub.store import data_directory
+    from localllm.settings import load_settings
     from localllm.ui.repl import run_chat
 
+    history = open_or_none({**load_settings().given, **given})
+    resumed = resume(history, prefix, last=last)
+    same_model = resumed is not None and name in (None, resumed.record.model)
+    name = name or (resumed.record.model if resumed else None)
     session = open_session(name, engine, yes=yes, verbose=verbose, given=given)
+    # A file is named so that the conversation finds it from another folder too.
+    known = str(session.model.path.absolute()) if Path(session.model.name).exists() else session.model.name
+
+    def settled(today: Options) -> Options:
+        return resumed.settle(today, given) if resumed and same_model else today
+
     try:
-        conversation = Conversation(session.engine, session.sampling, session.limits, system)
+        conversation = Conversation(
+            session.engine,
+            settled(session.sampling),
+            settled(session.limits),
+            system or (resumed.record.system if resumed else None),
+            reasoning=settled(session.reasoning),
+            model=known,
+            recorder=recorder(history, resumed),
+            tree=resumed.tree if resumed else None,
+        )
         run_chat(conversation, title=session.model.name, history=data_directory() / "chat-history")
     finally:
         session.engine.close()
+        if history is not None:
+            history.close()

@@ -22,10 +22,10 @@ from localllm.commands._output import Output
 from localllm.errors import UsageError
 from localllm.settings import build
 from localllm.signals import deadline
-from localllm.types import EngineOptions, Limits, Message, Request, Sampling
+from localllm.types import EngineOptions, Limits, Message, Reasoning, Request, Sampling
 
 
-@with_options(Output, Form, Limits, Sampling, EngineOptions)
+@with_options(Output, Form, Limits, Sampling, Reasoning, EngineOptions)
 def run(
     words: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -89,7 +89,8 @@ def answer(
         given = {**given, "template": "none"}
     session = open_session(name, engine, yes=yes, verbose=verbose, given=given, single=True)
     messages = (Message("system", system),) if system else ()
-    request = Request((*messages, Message("user", prompt)), session.sampling, session.limits, constraint)
+    told = (*messages, Message("user", prompt))
+    request = Request(told, session.sampling, session.limits, constraint, reasoning=session.reasoning)
     try:
         last = give_answers(session, request, output, engine, started)
     finally:
