@@ -138,6 +138,7 @@ class EngineOptions:
         short="-c",
     )
     gpu_layers: str = option("auto", "Layers on the GPU: auto, all, or a number.")
+    provider: str = option("auto", "What computes ONNX models: auto, cpu, cuda, ...; `doctor` shows what there is.")
     threads: int | None = option(None, "Threads; the physical cores without it.", minimum=1, maximum=512, short="-t")
     flash_attention: str = option("auto", "Flash attention: auto, on or off.", choices=("auto", "on", "off"))
     cache_type_k: str = option(

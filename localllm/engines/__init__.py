@@ -10,7 +10,11 @@ from localllm.errors import UsageError
 from localllm.types import Answers, Engine, EngineOptions
 
 # kind -> the module whose `open_model(path, options, single=...)` makes an Engine.
-ENGINES = {"llama.cpp": "localllm.engines.llama_cpp", "fake": "localllm.engines.fake"}
+ENGINES = {
+    "llama.cpp": "localllm.engines.llama_cpp",
+    "onnx": "localllm.engines.onnx",
+    "fake": "localllm.engines.fake",
+}
 
 
 def open_engine(kind: str, path: Path, options: EngineOptions, *, single: bool = False) -> Any:

@@ -16,7 +16,7 @@ import socket
 import threading
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
@@ -48,8 +48,16 @@ class AbortFlag:
         self._bytes[0] = b"\0"
 
 
+class Flag(Protocol):
+    """What native code looks at while it works."""
+
+    def put_up(self) -> None: ...
+
+    def take_down(self) -> None: ...
+
+
 @contextmanager
-def abort_on_interrupt(flag: AbortFlag) -> Iterator[None]:
+def abort_on_interrupt(flag: Flag) -> Iterator[None]:
     """While this runs in the main thread, a signal that has a handler puts the flag up at once.
 
     The handler is called at the end, or when a second signal comes; it raises. A flag that nobody acted on does so
@@ -101,7 +109,7 @@ def abort_on_interrupt(flag: AbortFlag) -> Iterator[None]:
         flag.take_down()
 
 
-def _watch(reader: socket.socket, flag: AbortFlag, numbers: Collection[int]) -> None:
+def _watch(reader: socket.socket, flag: Flag, numbers: Collection[int]) -> None:
     while number := reader.recv(1):
         if number[0] in numbers:
             flag.put_up()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from localllm.errors import EngineError
+from localllm.text.sampling import allowed_tokens
 from localllm.types import Mask
 
 if TYPE_CHECKING:
@@ -24,9 +24,7 @@ _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32
 def masked_draw(api: Any, chain: Any, logits: Callable[[], NDArray[np.float32]], mask: Mask) -> int:
     """The next id from the allowed ones, accepted by the chain. Raises EngineError where none is allowed."""
     scores = logits()
-    allowed = np.flatnonzero(np.unpackbits(np.frombuffer(mask(), np.uint8), count=len(scores), bitorder="little"))
-    if not len(allowed):
-        raise EngineError("no token of the vocabulary continues this answer in the form that was asked for")
+    allowed = allowed_tokens(mask, len(scores))
     candidates = np.zeros(len(allowed), _CANDIDATE)
     candidates["id"], candidates["logit"] = allowed, scores[allowed]
     pointer = ctypes.cast(candidates.ctypes.data, ctypes.POINTER(api.llama_token_data))

@@ -19,8 +19,9 @@ from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
 from localllm.engines.native import llama, log
 from localllm.engines.vocabulary import Vocabulary, keep_accents
-from localllm.errors import BadModelFile, ContextOverflow, EngineError, OutOfMemory, UnknownArchitecture, UsageError
+from localllm.errors import BadModelFile, ContextOverflow, EngineError, OutOfMemory, UnknownArchitecture
 from localllm.formats.gguf import TYPE_IDS, read_header
+from localllm.text.biases import read_biases
 from localllm.types import EngineOptions, Mask, Sampling
 
 if TYPE_CHECKING:
@@ -299,17 +300,7 @@ class LlamaModel(Vocabulary):
         yield api.llama_sampler_init_dist(seed)
 
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> list[tuple[int, float]]:
-        biases = []
-        for text in sampling.logit_bias:
-            token, _, bias = text.partition("=")
-            try:
-                biases.append((int(token), float(bias)))
-            except ValueError:
-                raise UsageError(
-                    f"--logit-bias {text!r} is not TOKEN_ID=BIAS", "for example --logit-bias 2=-inf"
-                ) from None
-            if not 0 <= biases[-1][0] < self.vocabulary_size:
-                raise UsageError(f"--logit-bias: the vocabulary ends at {self.vocabulary_size - 1}")
+        biases = read_biases(sampling.logit_bias, self.vocabulary_size)
         if ignore_eos:
             is_end, vocabulary = self._llama.llama_vocab_is_eog, self._vocabulary
             biases += [(t, float("-inf")) for t in range(self.vocabulary_size) if is_end(vocabulary, t)]

@@ -164,3 +164,4 @@ class ChatTemplate:
             return ""  # the worker has gone
         finally:
             timer.cancel()
+            timer.join()

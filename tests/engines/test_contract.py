@@ -14,22 +14,29 @@ from localllm.engines import open_engine
 from localllm.engines.local import LocalEngine
 from localllm.errors import ContextOverflow, UsageError
 from localllm.types import EngineOptions, Limits, Message, Request, Sampling
+from tests.support import tiny_onnx
 
 Factory = Callable[..., LocalEngine]
 SCRIPT = "Grüße 🙂 from a script. END of it."
 
 
-@pytest.fixture(params=["llama.cpp", "fake"])
+TINY = [f"onnx {layout}{more}" for layout in ("optimum", "genai", "own") for more in ("", " positions")]
+
+
+@pytest.fixture(params=["llama.cpp", "fake", *TINY])
 def factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]:
     opened = []
+    kind, *variant = request.param.split()
+    if kind == "fake":
+        path = tmp_path / "script.txt"
+        path.write_text(SCRIPT, encoding="utf-8")
+    elif kind == "onnx":
+        path = tiny_onnx.write(tmp_path, variant[0], positions="positions" in variant)
+    else:
+        path = request.getfixturevalue("model_path")
 
     def make(context: int = 512, single: bool = False) -> LocalEngine:
-        if request.param == "fake":
-            path = tmp_path / "script.txt"
-            path.write_text(SCRIPT, encoding="utf-8")
-        else:
-            path = request.getfixturevalue("model_path")
-        opened.append(open_engine(request.param, path, EngineOptions(context=context), single=single))
+        opened.append(open_engine(kind, path, EngineOptions(context=context), single=single))
         return opened[-1]
 
     yield make

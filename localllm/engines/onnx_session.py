@@ -1,0 +1,102 @@
+"""Opens a checked ONNX model in ONNX Runtime: options, providers, and its exceptions as errors of one line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localllm.engines import providers
+from localllm.errors import BadModelFile, EngineError, LocalLLMError, OutOfMemory
+from localllm.formats.onnx import Model
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+_SILENT, _WARNING = 4, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session, the short name of the provider that computes, and what the user should know."""
+
+    session: Any
+    provider: str
+    notices: tuple[str, ...]
+
+
+def runtime() -> Any:
+    """The onnxruntime module, its log turned off. Raises EngineError."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EngineError(f"ONNX Runtime cannot be loaded: {error}", "pip install onnxruntime") from None
+    return onnxruntime
+
+
+def open_session(
+    model: Model, edited: bytes | None, names: Sequence[str], threads: int, *, verbose: bool = False
+) -> Opened:
+    """A session on the first of the providers that starts; `edited` are the bytes to open in the file's place.
+
+    Raises BadModelFile, OutOfMemory, EngineError.
+    """
+    notices = []
+    for position, name in enumerate(names):
+        last = position == len(names) - 1
+        try:
+            session = _session(model, edited, name, threads, verbose=verbose)
+        except LocalLLMError as error:
+            if last:
+                raise
+            notices.append(f"the provider {name} did not start ({error}); using {names[position + 1]}")
+            continue
+        if last or providers.chosen(name, session.get_providers()):
+            return Opened(session, name, tuple(notices))
+        notices.append(f"the provider {name} did not start; using {names[position + 1]}")
+    raise AssertionError("the CPU is always tried")
+
+
+def _session(model: Model, edited: bytes | None, provider: str, threads: int, *, verbose: bool) -> Any:
+    ort = runtime()
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = _WARNING if verbose else _SILENT
+    source: str | bytes = str(model.path)
+    if edited is not None:
+        source = edited
+        options.add_session_config_entry(_FOLDER, str(model.path.parent))
+    wanted = dict.fromkeys((providers.full_name(provider), "CPUExecutionProvider"))
+    try:
+        return ort.InferenceSession(source, options, providers=list(wanted), enable_fallback=0)
+    except Exception as error:  # pybind's exceptions have no common ancestor but this
+        raise _load_error(model.path, str(error)) from None
+
+
+def _load_error(path: Path, message: str) -> LocalLLMError:
+    reason = clean(message)
+    if "is under development" in message or "IR version" in message:
+        return BadModelFile(f"{path} is newer than this ONNX Runtime: {reason}", "pip install -U onnxruntime")
+    if _is_memory(message):
+        return OutOfMemory(f"{path}: not enough memory to load it ({reason})", "take a smaller quantization")
+    return BadModelFile(f"{path} cannot be loaded: {reason}")
+
+
+def run_error(message: str) -> EngineError:
+    """The error that a failed evaluation is."""
+    if _is_memory(message):
+        return OutOfMemory(f"not enough memory: {clean(message)}", "try a smaller --context")
+    return EngineError(f"ONNX Runtime could not evaluate: {clean(message)}")
+
+
+def _is_memory(message: str) -> bool:
+    return any(word in message for word in ("bad_alloc", "Failed to allocate", "out of memory", "OUT_OF_MEMORY"))
+
+
+def clean(message: str) -> str:
+    """ONNX Runtime's message in one line, without its own error codes and the places in its sources."""
+    line = " ".join(message.split())
+    line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
+    line = re.sub(r"(/[\w.+-]+)+\.(cc|h|hpp):\d+ ", "", line)
+    line = re.sub(r"^Load model from .{1,4000}? failed: ?", "", line)
+    return line[:300] + ("..." if len(line) > 300 else "")

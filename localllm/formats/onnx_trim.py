@@ -1,0 +1,130 @@
+"""An ONNX model whose logits are computed for the last position only, edited in memory.
+
+A prompt of 512 tokens wants one row of logits, and the product with the vocabulary's matrix is a fifth of the work of a
+small model. A Gather of the last position goes before that product; the rest of the file stays byte for byte what it
+is. Constants that lie inside of the file are named as external data of the file itself, so that they are mapped and
+not copied, whatever their size.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+from localllm.formats.onnx import Model, Node
+from localllm.formats.protobuf import Buffer, Field, encoded, fields, text
+
+_GRAPH, _NODES, _CONSTANTS, _OUTPUTS = 7, 1, 5, 12
+_PRODUCTS = {"MatMul", "FusedMatMul", "MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+_SINGLE = {"Cast", "Mul", "Div", "Add", "Tanh", "Identity", "Clip", "Where", "FusedMatMulActivation"}
+_SMALL = 1024  # bytes of a constant that stays inside
+_LAST, _PICKED = "localllm/last", "localllm/last_position"
+_INT32, _INT64 = 6, 7
+
+
+def trimmed(model: Model, logits: str) -> bytes | None:
+    """The model's bytes with `logits` for the last position only; None where its graph does not allow it.
+
+    The external data are named relative to the model's folder, as in the file.
+    """
+    product = _product(model, logits)
+    if product is None:
+        return None
+    with model.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        parts = []
+        for one in fields(data, 0, len(data)):
+            whole = data[one.begin : one.stop]
+            parts.append(
+                encoded(_GRAPH, b"".join(_edited(data, one, model, product, logits))) if one.number == _GRAPH else whole
+            )
+        return b"".join(parts)
+
+
+def _product(model: Model, logits: str) -> Node | None:
+    """The product with the vocabulary's matrix, of (batch, positions, width), reached from the logits backwards.
+
+    Only operators that work on each position by itself may lie between.
+    """
+    makers = {output: node for node in model.nodes for output in node.outputs if output}
+    users: dict[str, int] = {}
+    for node in model.nodes:
+        for name in set(node.inputs):
+            users[name] = users.get(name, 0) + 1
+    name = logits
+    constants = set(model.tensors) | {o for n in model.nodes if n.operator == "Constant" for o in n.outputs}
+    while name in makers:
+        node = makers[name]
+        if node.operator in _PRODUCTS:
+            weights = node.inputs[1] in constants and not node.attributes.get("transA")
+            return node if weights else None
+        inputs = [i for i in node.inputs if i and i not in constants and not _is_scale(makers.get(i))]
+        if node.operator not in _SINGLE or len(inputs) != 1 or users.get(name, 0) > (name != logits):
+            return None
+        name = inputs[0]
+    return None
+
+
+def _is_scale(node: Node | None) -> bool:
+    """Whether a value is the scale that belongs to numbers quantized at run time."""
+    return node is not None and node.operator == "Mul" and "scale" in " ".join((*node.inputs, *node.outputs)).lower()
+
+
+def _edited(data: Buffer, graph: Field, model: Model, product: Node, logits: str) -> Iterator[bytes]:
+    for one in fields(data, graph.start, graph.stop):
+        if one.number == _NODES and _outputs(data, one) == product.outputs:
+            picked = encoded(1, product.inputs[0]) + encoded(1, _LAST) + encoded(2, _PICKED) + encoded(4, "Gather")
+            picked += encoded(3, _PICKED) + encoded(5, encoded(1, "axis") + encoded(3, 1) + encoded(20, 2))
+            yield encoded(_NODES, picked)
+            yield encoded(_NODES, b"".join(_with_first_input(data, one)))
+        elif one.number == _CONSTANTS:
+            yield _outside(data, one, model)
+        elif one.number == _OUTPUTS and _name(data, one) == logits:
+            yield encoded(_OUTPUTS, b"".join(_without_shape(data, one)))
+        elif one.number != 13:  # what the file says of shapes between is found again
+            yield data[one.begin : one.stop]
+    last = encoded(1, 1) + encoded(2, _INT64) + encoded(8, _LAST) + encoded(9, (2**64 - 1).to_bytes(8, "little"))
+    yield encoded(_CONSTANTS, last)
+
+
+def _with_first_input(data: Buffer, node: Field) -> Iterator[bytes]:
+    first = True
+    for one in fields(data, node.start, node.stop):
+        yield encoded(1, _PICKED) if one.number == 1 and first else data[one.begin : one.stop]
+        first = first and one.number != 1
+
+
+def _without_shape(data: Buffer, value: Field) -> Iterator[bytes]:
+    """A ValueInfoProto whose tensor's type says nothing of its dimensions."""
+    for one in fields(data, value.start, value.stop):
+        if one.number != 2:
+            yield data[one.begin : one.stop]
+            continue
+        kinds = b""
+        for tensor in fields(data, one.start, one.stop):
+            kept = [data[p.begin : p.stop] for p in fields(data, tensor.start, tensor.stop) if p.number != 2]
+            kinds += encoded(tensor.number, b"".join(kept))
+        yield encoded(2, kinds)
+
+
+def _outside(data: Buffer, constant: Field, model: Model) -> bytes:
+    """A constant, its data named as a part of the model's file where they are large."""
+    kept, inside, kind = [], None, 0
+    for one in fields(data, constant.start, constant.stop):
+        kind = one.value if one.number == 2 else kind
+        if one.number == 9 and one.stop - one.start >= _SMALL:
+            inside = one
+        elif one.number != 14:
+            kept.append(data[one.begin : one.stop])
+    if inside is None or kind in (_INT64, _INT32):  # shapes are worked out from them
+        return data[constant.begin : constant.stop]
+    entries = {"location": model.path.name, "offset": inside.start, "length": inside.stop - inside.start}
+    kept += [encoded(13, encoded(1, key) + encoded(2, str(value))) for key, value in entries.items()]
+    return encoded(_CONSTANTS, b"".join(kept) + encoded(14, 1))
+
+
+def _outputs(data: Buffer, node: Field) -> tuple[str, ...]:
+    return tuple(text(data, one) for one in fields(data, node.start, node.stop) if one.number == 2)
+
+
+def _name(data: Buffer, value: Field) -> str:
+    return next((text(data, one) for one in fields(data, value.start, value.stop) if one.number == 1), "")
