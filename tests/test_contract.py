@@ -165,6 +165,46 @@ def test_line_system_text() -> None:
     assert localllm(*greedy, "--template", "none").stdout == answers[2]
 
 
+def test_line_schema_file_json(tmp_path: Path, script: Callable[[str], str]) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    done = localllm("run", "Invent a person.", "--schema", str(tmp_path / "schema.json"), "--seed", "1", "-n", "99")
+    assert done.returncode == 0, done
+    found = json.loads(done.stdout)
+    assert set(found) == {"name", "age"} and len(found["name"]) <= 12 and found["age"] <= 99
+    text = script('{"name": "Al", "age": 1000}')
+    given = (*FAKE, text, "x", "--schema", json.dumps(schema))
+    assert json.loads(localllm(*given).stdout)["name"] == "Al"
+    cut = localllm(*given, "-n", "3", "--json")
+    assert (cut.returncode, json.loads(cut.stdout)["finish_reason"]) == (5, "length")
+    (tmp_path / "g.gbnf").write_text('root ::= "<" [a-z]{3} ">"', encoding="utf-8")
+    for words in (("--grammar", str(tmp_path / "g.gbnf")), ("--regex", "<[a-z]+>"), ("--choice", "<abc>,<abd>")):
+        assert localllm(*FAKE, script("<abc>!"), "x", *words).stdout == "<abc>\n", words
+    assert localllm(*FAKE, text, "x", "--choice", "a,b", "--choice", "c,d").stdout in ("a,b\n", "c,d\n")
+    least = '{"minProperties": 2, "additionalProperties": {"type": "integer"}}'
+    twice = localllm(*FAKE, script('{"a":1,"a":2}'), "x", "--schema", least)
+    assert twice.returncode == 5 and "names a property of an object twice" in twice.stderr
+    listed = re.search(r"cannot be held to \((.+?)`unevaluated", SECTION, re.S)
+    assert listed
+    for keyword in re.findall(r"`(\w+)`", listed[1]):
+        refused = localllm("run", "x", "--schema", json.dumps({keyword: {}}))
+        assert refused.returncode == 2 and keyword in refused.stderr, keyword
+    wrong = localllm("run", "x", "--schema", '{"type": "object", "propertis": {}}')
+    assert wrong.returncode == 2 and "'propertis'" in wrong.stderr
+    for words in (
+        ("--schema", "/none.json"),
+        ("--grammar", "/dev/null"),
+        ("--regex", "("),
+        ("--regex", "a", "--choice", "b"),
+    ):
+        assert localllm("run", "x", *words).returncode == 2, words
+
+
 def test_line_timeout_seconds(script: Callable[[str], str]) -> None:
     began = time.monotonic()
     done = localllm("run", "Tell me a story.", "--ignore-eos", "--timeout", "4")

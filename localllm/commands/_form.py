@@ -38,6 +38,15 @@ class Form:
             return Constraint("regex", self.regex)
         return Constraint("choice", json.dumps(self._choices())) if self.choice else None
 
+    def checked(self) -> Constraint | None:
+        """The same, and what is wrong with it is said before a model is opened."""
+        constraint = self.constraint()
+        if constraint is not None:
+            from localllm.text.constrain import compile_constraint
+
+            compile_constraint(constraint)
+        return constraint
+
     def _choices(self) -> list[str]:
         """One `--choice` is a list with commas between; of several, each is a text as it stands."""
         texts = self.choice[0].split(",") if len(self.choice) == 1 else list(self.choice)

@@ -84,7 +84,7 @@ def answer(
     from localllm.commands._session import open_session
 
     started = time.perf_counter()
-    output, constraint = build(Output, given), build(Form, given).constraint()
+    output, constraint = build(Output, given), build(Form, given).checked()
     if output.no_template:
         given = {**given, "template": "none"}
     session = open_session(name, engine, yes=yes, verbose=verbose, given=given, single=True)

@@ -35,6 +35,17 @@ _PLAIN = {"$ref", "type", "enum", "const", "minItems", "maxItems", "uniqueItems"
           "pattern", "format", "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf",
           "$dynamicRef", "$dynamicAnchor", "additionalItems"}  # fmt: skip
 _KNOWN = _SCHEMA | _SCHEMAS | _NAMED | _NOTES | _PLAIN
+# Formats that llguidance holds to loosely (it lets 2023-02-29 and 12:00:60Z through), as the patterns they are.
+_YEAR = "([0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})"
+_BY_FOUR = "(0[48]|[2468][048]|[13579][26])"
+_DATE = (
+    f"({_YEAR}-(0[13578]|1[02])-(0[1-9]|[12][0-9]|3[01])|{_YEAR}-(0[469]|11)-(0[1-9]|[12][0-9]|30)"
+    f"|{_YEAR}-02-(0[1-9]|1[0-9]|2[0-8])|([0-9]{{2}}{_BY_FOUR}|{_BY_FOUR}00)-02-29)"
+)
+_HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
+_TIME = f"{_HOUR}:[0-5][0-9](\\.[0-9]{{1,9}})?(Z|[+-]{_HOUR})"
+_FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
+
 _FLAGS = {"schema": "--schema", "grammar": "--grammar", "regex": "--regex", "choice": "--choice"}
 
 
@@ -46,10 +57,12 @@ class Matcher:
         from llguidance import LLMatcher
 
         self._matcher, self._flag = LLMatcher(tokenizer, grammar, log_level=0), flag
-        self._check()
         tokens = tokenizer.greedy_tokenize(begun)
         if self._matcher.try_consume_tokens(tokens) < len(tokens):
             raise UsageError(f"{flag}: no text of this form begins with {begun!r}", "mend --prefill")
+        allowed = any(self._matcher.compute_bitmask())
+        if "NoExtension" in self._matcher.get_error() or not allowed:
+            raise UsageError(f"{flag}: no text has this form", "does it ask for itself without an end?")
         self._check()
 
     def mask(self) -> bytes:
@@ -86,10 +99,12 @@ def compile_constraint(constraint: Constraint) -> str:
     flag = _FLAGS[constraint.kind]
     try:
         if constraint.kind == "schema":
-            schema = parse_schema(constraint.text)
+            schema = _with_patterns(parse_schema(constraint.text))
             grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
         elif constraint.kind == "choice":
             choices = json.loads(constraint.text)
+            if not choices:
+                raise ValueError("there is nothing to choose from")
             grammar = LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choices)))
         else:
             grammar = grammar_from("regex" if constraint.kind == "regex" else "gbnf", constraint.text)
@@ -116,6 +131,26 @@ def parse_schema(text: str) -> dict[str, Any]:
             "it would hold the answer to nothing; remove it, or mend its spelling",
         )
     return schema
+
+
+def is_sound(text: str, schema: str) -> bool:
+    """Whether an answer can be read as JSON, and what the grammar cannot see does not make it invalid.
+
+    A property that is not declared may come twice, and then counts once. Of what can be held to, only `minProperties`
+    asks for more.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs) and '"minProperties"' in schema:
+            raise ValueError("a property occurs twice")
+        return found
+
+    try:
+        json.loads(text, object_pairs_hook=unique)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def make_tokenizer(model: TokenModel) -> Any:
@@ -148,6 +183,28 @@ def _ends(model: TokenModel) -> list[int]:
     if not ends:
         raise EngineError("the model has no token that ends an answer, and cannot be held to a form")
     return ends
+
+
+def _with_patterns(schema: Any) -> Any:
+    """The schema with those formats as patterns that llguidance takes too loosely."""
+    if not isinstance(schema, dict):
+        return schema
+    found = {keyword: _inside(keyword, value) for keyword, value in schema.items()}
+    if pattern := _FORMATS.get(str(found.get("format"))):
+        del found["format"]
+        if "pattern" in found:
+            found["allOf"] = [*found.get("allOf", []), {"pattern": pattern}]
+        else:
+            found["pattern"] = pattern
+    return found
+
+
+def _inside(keyword: str, value: Any) -> Any:
+    if keyword in _NAMED and isinstance(value, dict):
+        return {name: _with_patterns(inner) for name, inner in value.items()}
+    if keyword in _SCHEMAS and isinstance(value, list):
+        return [_with_patterns(inner) for inner in value]
+    return _with_patterns(value) if keyword in _SCHEMA else value
 
 
 def _unknown(schema: Any, path: str) -> Iterator[tuple[str, str]]:
