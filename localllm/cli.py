@@ -26,6 +26,7 @@ from localllm.commands.imatrix import imatrix
 from localllm.commands.import_ import import_
 from localllm.commands.list_ import list_
 from localllm.commands.models import models
+from localllm.commands.prompts import prompts
 from localllm.commands.prune import prune
 from localllm.commands.pull import pull
 from localllm.commands.quantize import quantize
@@ -185,6 +186,7 @@ for panel, commands in {
 
 
 app.add_typer(history, name="history", rich_help_panel="Use")
+app.add_typer(prompts, name="prompts", rich_help_panel="Use")
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ LAYERS = {
     "errors": 0, "types": 0, "fields": 0, "settings": 0, "whole": 0, "signals": 0,
     "text": 1, "formats": 1, "hardware": 1, "shape": 1, "fit": 1,
     "hub": 2, "convert": 2, "engines": 2,
-    "conversation": 3, "tree": 3, "overflow": 3, "history": 3, "transcript": 3, "jobs": 3,
+    "conversation": 3, "tree": 3, "overflow": 3, "history": 3, "transcript": 3, "prompts": 3, "jobs": 3,
     "ui": 4,
     "commands": 5, "cli": 5, "__main__": 6, "__init__": 0,
 }  # fmt: skip

@@ -84,6 +84,7 @@ _PANELS = {
     "Limits": "Length of the answer",
     "EngineOptions": "Engine",
     "Reasoning": "Thinking",
+    "Asking": "Prompts and files",
     "Keeping": "History",
     "Form": "Form of the answer",
     "Output": "For scripts",

@@ -35,17 +35,27 @@ class Session:
 
 
 def open_session(
-    name: str | None, engine: str, *, yes: bool, verbose: bool, given: Mapping[str, Any], single: bool = False
+    name: str | None,
+    engine: str,
+    *,
+    yes: bool,
+    verbose: bool,
+    given: Mapping[str, Any],
+    single: bool = False,
+    advice: Mapping[str, Any] | None = None,
 ) -> Session:
-    """Find the model, settle every option, and open the engine; its notices go to stderr."""
+    """Find the model, settle every option, and open the engine; its notices go to stderr.
+
+    `advice` are options that a prompt recommends.
+    """
     settings = load_settings()
     model = resolve(name or settings.model, yes=yes)
     if verbose:
         from localllm.engines.native import log
 
         log.verbose = True
-    sampling = build(Sampling, model.sampling, settings.given, given)
-    limits, reasoning = build(Limits, settings.given, given), build(Reasoning, settings.given, given)
+    layers = (model.sampling, advice or {}, settings.given, given)
+    sampling, limits, reasoning = build(Sampling, *layers), build(Limits, *layers), build(Reasoning, *layers)
     started = time.perf_counter()
     opened = open_engine(engine, model.path, build(EngineOptions, model.options, settings.given, given), single=single)
     for notice in opened.notices:

@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from localllm.commands._asking import Asking, advice
 from localllm.commands._options import (
     EngineOption,
     ModelOption,
@@ -22,7 +23,7 @@ from localllm.types import EngineOptions, Keeping, Limits, Reasoning, Sampling
 Options = TypeVar("Options")
 
 
-@with_options(Limits, Sampling, Reasoning, Keeping, EngineOptions)
+@with_options(Asking, Limits, Sampling, Reasoning, Keeping, EngineOptions, without=("file",))
 def chat(
     name: Annotated[
         str | None,
@@ -64,14 +65,17 @@ def open_chat(
     from localllm.commands._session import open_session
     from localllm.conversation import Conversation
     from localllm.hub.store import data_directory
-    from localllm.settings import load_settings
+    from localllm.settings import build, load_settings
     from localllm.ui.repl import run_chat
 
     history = open_or_none({**load_settings().given, **given})
     resumed = resume(history, prefix, last=last)
     same_model = resumed is not None and name in (None, resumed.record.model)
     name = name or (resumed.record.model if resumed else None)
-    session = open_session(name, engine, yes=yes, verbose=verbose, given=given)
+    asking = build(Asking, given)
+    prompt = asking.load()
+    system = system or asking.for_chat(prompt)
+    session = open_session(name, engine, yes=yes, verbose=verbose, given=given, advice=advice(prompt))
     # A file is named so that the conversation finds it from another folder too.
     known = str(session.model.path.absolute()) if Path(session.model.name).exists() else session.model.name
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from localllm.commands._asking import Asking, advice
 from localllm.commands._form import Form
 from localllm.commands._options import (
     EngineOption,
@@ -22,10 +23,10 @@ from localllm.commands._output import Output
 from localllm.errors import UsageError
 from localllm.settings import build
 from localllm.signals import deadline
-from localllm.types import EngineOptions, Limits, Message, Reasoning, Request, Sampling
+from localllm.types import EngineOptions, Limits, Reasoning, Request, Sampling
 
 
-@with_options(Output, Form, Limits, Sampling, Reasoning, EngineOptions)
+@with_options(Asking, Output, Form, Limits, Sampling, Reasoning, EngineOptions)
 def run(
     words: Annotated[
         Optional[list[str]],  # noqa: UP045
@@ -66,12 +67,12 @@ def _run(
     name, prompt = split_words(words, model)
     if not sys.stdin.isatty():
         prompt = "\n\n".join(part for part in (prompt, read_input()) if part.strip())
-    elif not prompt and sys.stdout.isatty():
+    elif not prompt and not given.get("file") and sys.stdout.isatty():
         from localllm.commands.chat import open_chat
 
         open_chat(name, system, engine, yes=yes, verbose=verbose, given=given)
         return
-    if not prompt.strip():
+    if not prompt.strip() and not given.get("file"):
         raise UsageError("there is no prompt", "write it after the command, or pipe it in")
     answer(name, prompt, system, engine, yes=yes, verbose=verbose, given=given)
 
@@ -87,9 +88,10 @@ def answer(
     output, constraint = build(Output, given), build(Form, given).checked()
     if output.no_template:
         given = {**given, "template": "none"}
-    session = open_session(name, engine, yes=yes, verbose=verbose, given=given, single=True)
-    messages = (Message("system", system),) if system else ()
-    told = (*messages, Message("user", prompt))
+    asking = build(Asking, given)
+    named = asking.load()
+    told = asking.messages(named, system, prompt)
+    session = open_session(name, engine, yes=yes, verbose=verbose, given=given, single=True, advice=advice(named))
     request = Request(told, session.sampling, session.limits, constraint, reasoning=session.reasoning)
     try:
         last = give_answers(session, request, output, engine, started)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from localllm.errors import TemplateError, UsageError
+from localllm.text import bounded
 from localllm.types import Message
 
 RENDER_SECONDS = 1.5
@@ -119,14 +119,7 @@ class ChatTemplate:
     def _start(self) -> None:
         # A session of its own keeps a Ctrl-C at the terminal for the program alone.
         self._process = subprocess.Popen(
-            [
-                sys.executable,
-                "-I",
-                "-X",
-                "utf8",
-                str(Path(__file__).with_name("template_worker.py")),
-                str(MEMORY_BYTES),
-            ],
+            bounded.command(Path(__file__).with_name("template_worker.py"), MEMORY_BYTES),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -2,7 +2,7 @@
 
 Started by path, not imported: it knows Jinja and the standard library and nothing of the package. It renders as
 transformers does (`apply_chat_template`): blocks trimmed, loop controls, generation tags, `raise_exception`,
-`strftime_now`, `tojson`; what a template may build is bounded here, the time by its parent.
+`strftime_now`, `tojson`; what a template may build is bounded here, memory by `bounded.py`, the time by its parent.
 """
 
 import json
@@ -61,17 +61,6 @@ def environment() -> Environment:
     return made
 
 
-def limit_memory(size: int) -> None:
-    """Bound this process's memory where the system can (not on Windows; there the parent's timer is the bound)."""
-    try:
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    except (ImportError, ValueError, OSError):
-        pass
-
-
 def render(jinja: Environment, source: str, context: dict[str, Any]) -> dict[str, str]:
     try:
         pieces, length = [], 0
@@ -92,7 +81,6 @@ def render(jinja: Environment, source: str, context: dict[str, Any]) -> dict[str
 
 
 def main() -> None:
-    limit_memory(int(sys.argv[1]))
     jinja = environment()
     print("ready", flush=True)
     for line in sys.stdin:

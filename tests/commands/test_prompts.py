@@ -1,0 +1,120 @@
+"""`localllm prompts`, `run -p`, `run --file` and `chat -p`: what reaches the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import Terminal, localllm
+
+# What a model is told is seen by the number of its tokens: the fake engine's are bytes.
+FAKE = ("--engine", "fake", "--json", "-m")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LOCALLLM_PROMPTS", str(tmp_path / "own"))
+    monkeypatch.setenv("LOCALLLM_HOME", str(tmp_path / "data"))
+    (tmp_path / "s").write_text("Bonjour")
+    return tmp_path / "own"
+
+
+def told(done: object) -> int:
+    return int(json.loads(done.stdout)["usage"]["prompt_tokens"])  # type: ignore[attr-defined]
+
+
+def test_list_show_path_new(own: Path) -> None:
+    assert [line.split()[0] for line in localllm("prompts").stdout.splitlines()][:3] == [
+        "name",
+        "ask",
+        "commit-message",
+    ]
+    assert localllm("prompts", "path").stdout == f"{own}\n"
+    assert localllm("prompts", "new", "mine", "--from", "translate").stdout == f"{own / 'mine.md'}\n"
+    assert localllm("prompts", "show", "mine").stdout == localllm("prompts", "show", "translate").stdout
+    assert "exists" in localllm("prompts", "new", "mine").stderr
+    assert localllm("prompts", "new", "fresh").returncode == 0
+    (own / "bad.md").write_text("+++\n")
+    found = {p["name"]: p for p in json.loads(localllm("prompts", "list", "--json").stdout)}
+    assert found["mine"]["own"] and found["mine"]["parameters"]["to"]["default"] is None
+    assert (
+        "does not end" in found["bad"]["error"] and not found["ask"]["own"] and "tone" in found["fresh"]["parameters"]
+    )
+    assert localllm("prompts", "show", "../x").returncode == 2
+
+
+def test_run_with_a_prompt_and_files(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "f.txt").write_text("file\n")
+    model = str(tmp_path / "s")
+    system = "You are a careful translator. You answer with the translation and nothing else."
+    question = "Translate the following text into French. Keep its meaning, tone and layout.\n\nHello"
+    done = localllm("run", "-p", "translate", "--to", "French", *FAKE, model, input="Hello")
+    assert json.loads(done.stdout)["text"] == "Bonjour"
+    assert told(done) == len(f"{system}\n\n{question}")
+    assert told(
+        localllm("run", "-p", "translate", "--set", "to=French", "--system", "S", *FAKE, model, input="Hello")
+    ) == len(f"S\n\n{question}")
+    attached = f"{tmp_path}/f.txt:\n```\nfile\n```\n\nWhat?"
+    assert told(localllm("run", "--file", f"{tmp_path}/*.txt", *FAKE, model, "What?")) == len(attached)
+    assert told(localllm("run", "--file", f"{tmp_path}/f.txt", *FAKE, model)) == len(attached) - len("\n\nWhat?")
+
+
+def test_a_prompt_advises_and_the_user_decides(own: Path, tmp_path: Path) -> None:
+    own.mkdir()
+    (own / "short.md").write_text("+++\n[options]\nmax_tokens = 3\n+++\n")
+    model = str(tmp_path / "s")
+    assert localllm("run", "-p", "short", "--engine", "fake", "-m", model, "x").stdout == "Bon\n"
+    assert localllm("run", "-p", "short", "-n", "5", "--engine", "fake", "-m", model, "x").stdout == "Bonjo\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("-p", "translate"),
+        ("-p", "nope"),
+        ("--to", "French"),
+        ("-p", "write", "--set", "form"),
+        ("-f", "missing"),
+        ("-f", "/"),
+    ],
+)
+def test_wrong_words_are_one_line(own: Path, tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = localllm("run", *words, "--engine", "fake", "-m", str(tmp_path / "s"), "x")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_an_overflow_has_a_code_of_its_own_and_the_numbers(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "f.txt").write_text("x" * 500)
+    done = localllm("run", "-f", f"{tmp_path}/f.txt", "-c", "100", "--engine", "fake", "-m", str(tmp_path / "s"))
+    assert done.returncode == 4 and "the context holds 100" in done.stderr and not done.stdout
+
+
+def test_chat_with_a_prompt(own: Path, tmp_path: Path) -> None:
+    with Terminal(
+        "chat", "-p", "translate", "--to", "Dutch", "--engine", "fake", "-m", str(tmp_path / "s")
+    ) as terminal:
+        terminal.wait(lambda t: t.endswith("\n>"))
+        terminal.send("/system\r")
+        terminal.wait(lambda t: "into Dutch" in " ".join(t.split()))
+
+
+@pytest.mark.slow
+def test_the_real_model_gets_all_of_it(own: Path, model_path: Path) -> None:
+    done = localllm(
+        "run",
+        "-m",
+        str(model_path),
+        "-p",
+        "ask",
+        "-f",
+        str(Path(__file__)),
+        "What is tested?",
+        "-n",
+        "8",
+        "-t",
+        "1",
+        "--json",
+    )
+    assert told(done) > 1000 and json.loads(done.stdout)["text"]
