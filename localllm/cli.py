@@ -14,6 +14,7 @@ from localllm import __version__, errors
 from localllm.commands.alias import alias
 from localllm.commands.batch import batch
 from localllm.commands.bench import bench
+from localllm.commands.cache import cache
 from localllm.commands.chat import chat
 from localllm.commands.convert import convert
 from localllm.commands.doctor import doctor
@@ -174,6 +175,7 @@ def root(
         print(context.get_help())
 
 
+app.add_typer(cache, name="cache", rich_help_panel="Machine")
 for panel, commands in {
     "Use": (run, chat, batch),
     "Look inside": (tokenize, explain),

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 from localllm.errors import UsageError
 from localllm.fields import options
-from localllm.types import EngineOptions, Keeping, Limits, Reasoning, Sampling
+from localllm.types import CacheOptions, EngineOptions, Keeping, Limits, Reasoning, Sampling
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-OPTION_CLASSES = (Sampling, Limits, Reasoning, Keeping, EngineOptions)
+OPTION_CLASSES = (Sampling, Limits, Reasoning, Keeping, EngineOptions, CacheOptions)
 T = TypeVar("T")
 
 

@@ -159,6 +159,17 @@ class EngineOptions:
         check_all(self)
 
 
+@dataclass(frozen=True, slots=True)
+class CacheOptions:
+    """What is kept on disk of evaluated prompts (`engines/prefix_cache.py`)."""
+
+    no_cache: bool = option(False, "Neither keep evaluated prompts on disk nor look for them there.", switch=True)
+    cache_size: float = option(2.0, "GB that evaluated prompts may take on disk.", minimum=0, maximum=10**6)
+
+    def __post_init__(self) -> None:
+        check_all(self)
+
+
 ConstraintKind = Literal["schema", "grammar", "regex", "choice"]
 
 

@@ -19,6 +19,7 @@ from tests.support import real_checkpoints
 for name in [n for n in os.environ if n.startswith("LOCALLLM_") and n != "LOCALLLM_HOME"]:
     del os.environ[name]
 os.environ["LOCALLLM_CONFIG"] = os.devnull
+os.environ["LOCALLLM_NO_CACHE"] = "1"  # what one test has evaluated would spare another the work it measures
 
 
 @pytest.fixture(scope="session")

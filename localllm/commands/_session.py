@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from localllm.commands._model import Model, resolve
 from localllm.engines import open_engine
 from localllm.settings import build, load_settings
-from localllm.types import Engine, EngineOptions, Limits, Reasoning, Sampling, Usage
+from localllm.types import CacheOptions, Engine, EngineOptions, Limits, Reasoning, Sampling, Usage
 from localllm.ui.progress import say
 
 
@@ -58,6 +59,28 @@ def open_session(
     sampling, limits, reasoning = build(Sampling, *layers), build(Limits, *layers), build(Reasoning, *layers)
     started = time.perf_counter()
     opened = open_engine(engine, model.path, build(EngineOptions, model.options, settings.given, given), single=single)
+    keep_prefixes(opened, model, build(CacheOptions, settings.given, given))
     for notice in opened.notices:
         say(f"localllm: {notice}")
     return Session(model, opened, sampling, limits, reasoning, time.perf_counter() - started)
+
+
+def prefix_folder() -> Path:
+    """Where evaluated prompts are kept."""
+    from localllm.hub.store import data_directory
+
+    return data_directory() / "prefixes"
+
+
+def keep_prefixes(engine: Engine, model: Model, options: CacheOptions) -> None:
+    """Let an engine that can take up evaluated prompts from the disk do so."""
+    if options.no_cache or not options.cache_size or not hasattr(getattr(engine, "model", None), "prefixes"):
+        return
+    from localllm.engines.prefix_cache import PrefixCache
+    from localllm.hub.digest import file_sha256, known_sha256
+
+    def digest(compute: bool) -> str | None:
+        return file_sha256(model.path) if compute else known_sha256(model.path)
+
+    cache = PrefixCache(prefix_folder(), model.name, digest, int(options.cache_size * 1e9))
+    engine.model.prefixes = cache  # type: ignore[attr-defined]  # it has one: an Engine need not

@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
+from localllm.engines.llama_errors import context_error, load_error
+from localllm.engines.llama_state import put_state, settings_of_state, take_state
 from localllm.engines.native import llama, log
+from localllm.engines.prefix_cache import BLOCK, Prefix, PrefixCache
 from localllm.engines.vocabulary import Vocabulary, keep_accents
-from localllm.errors import BadModelFile, ContextOverflow, EngineError, OutOfMemory, UnknownArchitecture
+from localllm.errors import BadModelFile, ContextOverflow, EngineError
 from localllm.formats.gguf import TYPE_IDS, read_header
 from localllm.text.biases import read_biases
 from localllm.types import EngineOptions, Mask, Sampling
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH = 2048
+# One row of logits; room for a row a prompt token would cost 100 MB and more.
+_ONE_SEQUENCE = {"n_batch": BATCH, "n_outputs_max": 1, "swa_full": False}
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -52,6 +57,8 @@ class LlamaModel(Vocabulary):
         self._context: Any = None
         self._held: list[int] = []  # the tokens known to be in the KV cache
         self._touched = False  # whether there may be others
+        self._restored = 0  # how many of those held came from the cache of prefixes
+        self.prefixes: PrefixCache | None = None
         self.output = -1  # the token of the last batch whose logits are read next; -1 is its last
         self.abort = AbortFlag()
         try:
@@ -72,7 +79,7 @@ class LlamaModel(Vocabulary):
         self._model = api.llama_model_load_from_file(os.fsencode(path), parameters)
         self._raise_if_interrupted()
         if not self._model:
-            raise _load_error(path, log.take_errors())
+            raise load_error(path, log.take_errors())
         self._take_vocabulary(self._model)
         self.trained_context = api.llama_model_n_ctx_train(self._model)
         self._window = api.llama_model_n_swa(self._model)
@@ -81,6 +88,7 @@ class LlamaModel(Vocabulary):
                 f"{path} is an encoder: it makes embeddings and cannot generate text", "name a chat model"
             )
         self._adapters = [self._load_adapter(*_adapter(text)) for text in options.lora]
+        self._adapter_names = [_adapter_name(*_adapter(text)) for text in options.lora]
         self.context = options.context or min(self.trained_context, fit.DEFAULT_CONTEXT)
 
     def open_context(self, length: int | None = None) -> None:
@@ -89,13 +97,11 @@ class LlamaModel(Vocabulary):
         A prompt is evaluated in a context of the full length if none was made before. Whoever knows that less will
         do (one answer of at most so many tokens) saves the memory and the time to clear it.
         """
-        self._held, self._touched = [], False
+        self._held, self._touched, self._restored = [], False, 0
         length = length or self.context
         self._make_context(
             length,
-            n_batch=BATCH,
-            n_outputs_max=1,  # one row of logits; room for a row a prompt token would cost 100 MB and more
-            swa_full=False,
+            **_ONE_SEQUENCE,
         )
         self.context = length
 
@@ -114,7 +120,7 @@ class LlamaModel(Vocabulary):
             setattr(parameters, name, value)
         self._context = api.llama_init_from_model(self._model, parameters)
         if not self._context:
-            raise _context_error(self._path, options, length, log.take_errors())
+            raise context_error(self._path, options, length, log.take_errors())
         api.llama_set_abort_callback(
             self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
         )
@@ -146,8 +152,11 @@ class LlamaModel(Vocabulary):
         return ModelDescription(buffer.value.decode(errors="replace"), size, parameters)
 
     def close(self) -> None:
-        context, model, self._context, self._model = self._context, self._model, None, None
         with self.interruptible():
+            try:
+                self._keep_prefix()
+            finally:
+                context, model, self._context, self._model = self._context, self._model, None, None
             if context:
                 self._llama.llama_free(context)
             if model:
@@ -161,8 +170,40 @@ class LlamaModel(Vocabulary):
         if not self._context:
             self.open_context()
         reused = self._rewind(tokens)
+        if self.prefixes is not None and (
+            found := self.prefixes.find(tokens, self._state_settings(self.context), reused)
+        ):
+            reused = self._restore(found, tokens)
         self._decode(tokens[reused:])
         return reused
+
+    def _restore(self, prefix: Prefix, tokens: Sequence[int]) -> int:
+        """Take over a prefix from the cache; returns how many of `tokens` need not be evaluated."""
+        length = len(prefix.tokens) + 1
+        if length > self.context and self._state_settings(length) != self._state_settings(self.context):
+            return self._rewind(tokens)
+        self.clear()
+        if length > self._llama.llama_n_ctx(self._context):
+            self._make_context(length, **_ONE_SEQUENCE)
+        self._touched = True
+        if not put_state(self._llama, self._context, prefix.state):
+            log.take_errors()
+            self.clear()
+            return 0
+        self._held, self._restored = list(prefix.tokens), len(prefix.tokens)
+        return self._rewind(tokens)
+
+    def _keep_prefix(self) -> None:
+        """Have the cache keep what was evaluated here, if that is worth it."""
+        held = self._held
+        if self.prefixes is None or len(held) - self._restored < BLOCK or -1 in held:
+            return
+        if self._llama.llama_memory_seq_rm(self._memory, 0, len(held), -1):
+            self.prefixes.save(held, self._state_settings(self.context), take_state(self._llama, self._context))
+
+    def _state_settings(self, length: int) -> str:
+        api, options = self._llama, self._options
+        return settings_of_state(api, self._model, options, self._adapter_names, self.gpu_layers, length)
 
     def feed(self, token: int) -> None:
         self._decode([token])
@@ -183,7 +224,7 @@ class LlamaModel(Vocabulary):
     def clear(self) -> None:
         if self._touched:
             self._llama.llama_memory_clear(self._memory, False)
-        self._held, self._touched = [], False
+        self._held, self._touched, self._restored = [], False, 0
 
     def _rewind(self, tokens: Sequence[int]) -> int:
         """Cut the KV cache back to its longest common prefix with `tokens`; returns that prefix's length.
@@ -202,7 +243,7 @@ class LlamaModel(Vocabulary):
         if not same or forgotten or not api.llama_memory_seq_rm(self._memory, 0, same, -1):
             self.clear()
             return 0
-        self._held = self._held[:same]
+        self._held, self._restored = self._held[:same], min(self._restored, same)
         return same
 
     def _decode(self, tokens: Sequence[int]) -> None:
@@ -331,23 +372,7 @@ def _adapter(text: str) -> tuple[Path, float]:
     return Path(text).expanduser(), 1.0
 
 
-def _load_error(path: Path, lines: list[str]) -> EngineError | BadModelFile:
-    text = "; ".join(lines)
-    if "unknown model architecture" in text:
-        name = text.partition("architecture: '")[2].partition("'")[0]
-        return UnknownArchitecture(f"{path}: llama.cpp does not know the architecture {name!r}")
-    if "alloc" in text or "out of memory" in text.lower():
-        return OutOfMemory(f"{path}: not enough memory to load it ({lines[0]})")
-    reason = lines[0].rpartition("error loading model: ")[2] if lines else "no reason was logged"
-    return BadModelFile(f"{path} cannot be loaded: {reason}")
-
-
-def _context_error(path: Path, options: EngineOptions, length: int, lines: list[str]) -> EngineError:
-    reason = "; ".join(lines) or "no reason was logged"
-    if "alloc" in reason or not lines:
-        return OutOfMemory(f"{path}: no memory for a context of {length} tokens ({reason})")
-    if "V cache requires flash_attn" in reason:
-        return EngineError(
-            f"--cache-type-v {options.cache_type_v} needs flash attention", "leave --flash-attention at auto"
-        )
-    return EngineError(f"{path}: no context could be made: {reason.rpartition('llama_init_from_model: ')[2]}")
+def _adapter_name(path: Path, scale: float) -> str:
+    """What tells an adapter from any other without reading it all."""
+    status = path.stat()
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {scale}"

@@ -21,9 +21,7 @@ def file_sha256(path: Path) -> str | None:
     path = path.resolve()
     if not path.is_file():
         return None
-    stat = path.stat()
-    key = f"{path}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
-    place = store.data_directory() / "digests.json"
+    key, place = _identity(path), _place()
     kept = _load(place)
     if key not in kept:
         kept[key] = _hash(path)
@@ -33,6 +31,24 @@ def file_sha256(path: Path) -> str | None:
         except OSError:
             pass  # a disk that is full or read-only makes the next one slower, and no more
     return kept[key]
+
+
+def known_sha256(path: Path) -> str | None:
+    """The sha256 of a file where it was computed before, and not else."""
+    try:
+        path = path.resolve()
+        return _load(_place()).get(_identity(path))
+    except OSError:
+        return None
+
+
+def _place() -> Path:
+    return store.data_directory() / "digests.json"
+
+
+def _identity(path: Path) -> str:
+    stat = path.stat()
+    return f"{path}\n{stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
 
 
 def _hash(path: Path) -> str:

@@ -1,0 +1,193 @@
+"""Evaluated prompts on disk: found again, never trusted, never in the way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pydoc_data.topics
+import stat
+import struct
+from pathlib import Path
+
+import pytest
+
+from localllm.engines import open_engine
+from localllm.engines.local import LocalEngine
+from localllm.engines.prefix_cache import BLOCK, PrefixCache, clear, entries
+from localllm.types import EngineOptions, Limits, Message, Request, Sampling, Usage
+from tests.support.command import localllm
+
+TOKENS = list(range(1000, 2000))
+STATE = memoryview(bytearray(os.urandom(5000)))
+GB = 10**9
+
+
+def cache(folder: Path, digest: str | None = "ab" * 32, limit: int = GB) -> PrefixCache:
+    return PrefixCache(folder, "a model", lambda _compute: digest, limit)
+
+
+def only_file(folder: Path) -> Path:
+    (path,) = folder.glob("*.kv")
+    return path
+
+
+def test_the_longest_beginning_is_found(tmp_path: Path) -> None:
+    kept = cache(tmp_path)
+    kept.save(TOKENS[:400] + [1] * 100, "s", STATE)
+    kept.save(TOKENS[:700] + [2] * 5, "s", memoryview(b"longer"))
+    found = kept.find(TOKENS, "s", 0)
+    assert found is not None and list(found.tokens) == TOKENS[:700] + [2] * 5
+    assert bytes(found.state) == b"longer"
+    found = kept.find([*TOKENS[:400], 1, 1, 1], "s", 0)
+    assert found is not None and bytes(found.state) == bytes(STATE)
+
+
+def test_what_is_not_found(tmp_path: Path) -> None:
+    kept = cache(tmp_path)
+    kept.save(TOKENS, "s", STATE)
+    assert kept.find([5, *TOKENS], "s", 0) is None
+    assert kept.find(TOKENS[:BLOCK], "s", 0) is None  # not worth it
+    assert kept.find(TOKENS, "s", len(TOKENS) - BLOCK + 1) is None  # nearly all of it is here
+    assert kept.find(TOKENS, "other settings", 0) is None
+    assert cache(tmp_path, "cd" * 32).find(TOKENS, "s", 0) is None
+    assert cache(tmp_path, None).find(TOKENS, "s", 0) is None
+    assert cache(tmp_path / "none").find(TOKENS, "s", 0) is None
+    assert kept.find(TOKENS, "s", 0) is not None
+
+
+def test_only_the_user_can_read_it(tmp_path: Path) -> None:
+    folder = tmp_path / "prefixes"
+    before = os.umask(0)
+    try:
+        cache(folder).save(TOKENS, "s", STATE)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    for path in folder.iterdir():
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+
+
+def test_any_damage_is_discarded(tmp_path: Path) -> None:
+    kept = cache(tmp_path)
+    kept.save(TOKENS, "s", STATE)
+    path = only_file(tmp_path)
+    whole = path.read_bytes()
+    places = [0, 7, 8, 39, 40, 43, 44, 60, 200, 300, 3000, len(whole) - 5000, len(whole) - 1]
+    damaged = [whole[:p] + bytes([whole[p] ^ 1]) + whole[p + 1 :] for p in places]
+    damaged += [whole[:n] for n in (0, 1, 40, 44, 100, 4000, len(whole) - 1)] + [whole + b"\0"]
+    damaged += [whole[:40] + struct.pack("<I", 2**32 - 1) + whole[44:], b"\0" * len(whole)]
+    for data in damaged:
+        path.write_bytes(data)
+        assert kept.find(TOKENS, "s", 0) is None
+        path.unlink(missing_ok=True)
+    path.write_bytes(whole)
+    assert kept.find(TOKENS, "s", 0) is not None
+
+
+def test_a_state_somebody_else_made_is_discarded(tmp_path: Path) -> None:
+    """It is whole, for this model, under the right name, with a checksum that anybody can compute."""
+    for name in ("mine", "theirs"):
+        cache(tmp_path / name).save(TOKENS, "s", STATE)
+    mine, theirs = only_file(tmp_path / "mine"), only_file(tmp_path / "theirs")
+    assert mine.name == theirs.name
+    forged = theirs.read_bytes()
+    for data in (forged, forged[:8] + hashlib.sha256(forged[40:]).digest() + forged[40:]):
+        mine.write_bytes(data)
+        assert cache(tmp_path / "mine").find(TOKENS, "s", 0) is None
+        assert not mine.exists()
+
+
+def test_the_least_used_make_room(tmp_path: Path) -> None:
+    kept = cache(tmp_path, limit=26_000)
+    prompts = [[i] * 300 for i in range(4)]
+    for age, prompt in enumerate(prompts[:3]):
+        kept.save(prompt, "s", STATE)
+        newest = max(tmp_path.glob("*.kv"), key=lambda p: p.stat().st_mtime_ns)
+        os.utime(newest, (age, age))
+    assert kept.find([*prompts[0], 9], "s", 0) is not None  # used just now
+    kept.save(prompts[3], "s", memoryview(bytes(12_000)))
+    assert [kept.find([*p, 9], "s", 0) is not None for p in prompts] == [True, False, False, True]
+    kept.save([7] * 300, "s", memoryview(bytes(40_000)))  # more than there may be
+    assert [kept.find([*p, 9], "s", 0) is not None for p in prompts] == [True, False, False, True]
+    assert sum(e.size for e in entries(tmp_path)) == clear(tmp_path) > 0
+    assert not list(tmp_path.glob("*.kv"))
+
+
+def test_a_longer_one_replaces_its_beginning(tmp_path: Path) -> None:
+    kept = cache(tmp_path)
+    kept.save(TOKENS[:300], "s", STATE)
+    kept.save(TOKENS[:600], "s", STATE)
+    assert [(e.tokens, e.model) for e in entries(tmp_path)] == [(600, "a model")]
+
+
+def test_places_that_cannot_be_written_are_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache(tmp_path / "file").save(TOKENS, "s", STATE)
+    cache(Path("/proc/self")).save(TOKENS, "s", STATE)
+
+
+DOCUMENT = "".join(pydoc_data.topics.topics.values())[:1300]
+
+
+def answer(model_path: Path, folder: Path, question: str, options: EngineOptions, tokens: int = 6) -> tuple[str, Usage]:
+    engine: LocalEngine = open_engine("llama.cpp", model_path, options, single=True)
+    engine.model.prefixes = cache(folder)  # type: ignore[attr-defined]
+    request = Request((Message("user", f"{DOCUMENT}\n{question}"),), Sampling(temperature=0), Limits(max_tokens=tokens))
+    chunks = list(engine.stream(request))
+    engine.close()
+    assert chunks[-1].usage is not None
+    return "".join(chunk.text for chunk in chunks), chunks[-1].usage
+
+
+def test_the_model_goes_on_from_what_is_kept(model_path: Path, tmp_path: Path) -> None:
+    options = EngineOptions(threads=1, context=2048)
+    cold, usage = answer(model_path, tmp_path, "What is it about?", options, 40)
+    assert usage.reused_tokens == 0
+    warm, usage = answer(model_path, tmp_path, "What is it about?", options, 2)  # the state is longer than the context
+    assert usage.reused_tokens == usage.prompt_tokens - 1
+    assert cold.startswith(warm)
+    _, usage = answer(model_path, tmp_path, "Who wrote this?", options)
+    assert usage.prompt_tokens - 20 < usage.reused_tokens < usage.prompt_tokens
+    assert len(list(tmp_path.glob("*.kv"))) == 1
+
+
+def test_other_settings_and_damage_begin_cold(model_path: Path, tmp_path: Path) -> None:
+    options = EngineOptions(threads=1, context=2048)
+    cold, _ = answer(model_path, tmp_path, "What is it about?", options)
+    path = only_file(tmp_path)
+    other = EngineOptions(threads=1, cache_type_k="q8_0", context=2048)
+    assert answer(model_path, tmp_path, "What is it about?", other)[1].reused_tokens == 0
+    data = bytearray(path.read_bytes())
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    again, usage = answer(model_path, tmp_path, "What is it about?", options)
+    assert (again, usage.reused_tokens) == (cold, 0)
+
+
+@pytest.mark.slow
+def test_the_commands(home: Path, tmp_path: Path) -> None:
+    words = ["run", DOCUMENT, "-n", "4", "--json", "--temperature", "0", "-t", "1"]
+
+    def run(*more: str, **environment: str) -> dict[str, object]:
+        done = localllm(*words, *more, **{"LOCALLLM_NO_CACHE": "0", **environment})
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)  # type: ignore[no-any-return]
+
+    def reused(found: dict[str, object]) -> int:
+        return found["usage"]["reused_tokens"]  # type: ignore[index, no-any-return]
+
+    first = run("--no-cache")
+    assert not list((home / "prefixes").glob("*"))
+    run("--cache-size", "0.000001")
+    assert reused(run()) == 0
+    second = run()
+    assert second["text"] == first["text"]
+    assert reused(second) > 256
+    shown = localllm("cache", "show")
+    assert "smollm2" in shown.stdout
+    assert "1 prompts" in shown.stderr
+    assert json.loads(localllm("cache", "show", "--json").stdout)[0]["tokens"] > 256
+    assert "free again" in localllm("cache", "clear").stderr
+    assert reused(run(LOCALLLM_NO_CACHE="1")) == 0
+    assert not list((home / "prefixes").glob("*.kv"))
