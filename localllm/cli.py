@@ -18,9 +18,11 @@ from localllm.commands.cache import cache
 from localllm.commands.chat import chat
 from localllm.commands.convert import convert
 from localllm.commands.doctor import doctor
+from localllm.commands.embed import embed
 from localllm.commands.evaluate import evaluate
 from localllm.commands.explain import explain
 from localllm.commands.export import export
+from localllm.commands.fill_mask import fill_mask
 from localllm.commands.fit import fit
 from localllm.commands.history import history
 from localllm.commands.imatrix import imatrix
@@ -177,14 +179,14 @@ def root(
 
 app.add_typer(cache, name="cache", rich_help_panel="Machine")
 for panel, commands in {
-    "Use": (run, chat, batch),
+    "Use": (run, chat, batch, embed, fill_mask),
     "Look inside": (tokenize, explain),
     "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
     "Make": (convert, quantize, imatrix, evaluate, tune),
     "Machine": (bench, doctor),
 }.items():
     for command in commands:
-        app.command(command.__name__.rstrip("_"), rich_help_panel=panel)(command)
+        app.command(command.__name__.rstrip("_").replace("_", "-"), rich_help_panel=panel)(command)
 
 
 app.add_typer(history, name="history", rich_help_panel="Use")

@@ -6,7 +6,7 @@ engine implements, so that the generation loop (`engines/local.py`) exists once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
@@ -391,3 +391,63 @@ class TokenModel(Tokenizer, Protocol):
     def interruptible(self) -> AbstractContextManager[None]:
         """While it is open, Ctrl-C ends an evaluation that is under way with KeyboardInterrupt."""
         ...
+
+
+class Embedder(Protocol):
+    """Turns texts into vectors, one a text. What is around that (order, batches, lengths) is `jobs/embed.py`'s."""
+
+    dimensions: int
+    # Tokens that a text may have, those around it included.
+    limit: int
+    # Tokens, padding included, that are best evaluated at once.
+    batch: int
+    # What the user should know about how the model was opened, a line each.
+    notices: Sequence[str]
+    # What the model is called in its own files.
+    names: Sequence[str]
+    # What the model's publisher has written before a text, by what the text is for: "query", "passage", ...
+    prompts: Mapping[str, str]
+
+    def tokenize_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text with the tokens that the model wants around it, however many; specials are read."""
+        ...
+
+    def encode(self, batch: Sequence[Sequence[int]]) -> np.ndarray:
+        """Vectors of some texts' ids, pooled as the model says and not normalized: float32, (texts, dimensions)."""
+        ...
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """While it is open, Ctrl-C ends an evaluation that is under way with KeyboardInterrupt."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MaskedModel(Protocol):
+    """A masked language model: it tells what may stand where a text has its mask token."""
+
+    limit: int
+    mask_token: str
+    mask: int
+
+    def tokenize_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """As an `Embedder`'s."""
+        ...
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits of one text's ids: float32, (tokens, vocabulary)."""
+        ...
+
+    def piece(self, token: int) -> str:
+        """A token as its vocabulary writes it, the mark of a word that goes on included."""
+        ...
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of ids, without special tokens."""
+        ...
+
+    def interruptible(self) -> AbstractContextManager[None]:
+        """As an `Embedder`'s."""
+        ...
+
+    def close(self) -> None: ...

@@ -36,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def require_folder(path: Path, *, ours: Collection[str]) -> None:
-    """Whether a folder may be written there: it must be new, or hold nothing but files of these names.
+    """Whether a folder may be written there: it must be new, or hold nothing but files of these names (`a`, `b/c`).
 
     Raises UsageError.
     """
@@ -48,9 +48,16 @@ def require_folder(path: Path, *, ours: Collection[str]) -> None:
         return
     if not ours and any(path.iterdir()):
         raise UsageError(f"{path} exists", "--force replaces it")
-    other = next((entry.name for entry in path.iterdir() if entry.name not in ours or not entry.is_file()), None)
+    other = next((name for name in _names_in(path) if name not in ours), None)
     if other is not None:
         raise UsageError(f"{path} holds more than an export writes ({other})", "name a new folder with -o")
+
+
+def _names_in(folder: Path) -> Iterator[str]:
+    """What a folder and those in it hold, relative to it; an empty one by its own name."""
+    for entry in folder.rglob("*"):
+        if entry.is_symlink() or not entry.is_dir() or not any(entry.iterdir()):
+            yield entry.relative_to(folder).as_posix() + "/" * entry.is_dir()
 
 
 @contextmanager
@@ -65,8 +72,8 @@ def replacing_folder(path: Path, ours: Collection[str] = ()) -> Iterator[Path]:
     try:
         beside.mkdir()
         yield beside
-        for entry in [*beside.iterdir(), beside]:
-            with suppress(OSError) if entry == beside else nullcontext():  # no folder can be opened on Windows
+        for entry in [*beside.rglob("*"), beside]:
+            with suppress(OSError) if entry.is_dir() else nullcontext():  # no folder can be opened on Windows
                 sync(entry)
         require_folder(path, ours=ours)  # it may have been filled meanwhile
         if path.exists():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from localllm.errors import BadModelFile, LocalLLMError, ModelNotFound, Unreachable, UsageError
 from localllm.hub import catalogue, store
-from localllm.hub.catalogue import DEFAULT_MODEL, Entry, HubSource
+from localllm.hub.catalogue import DEFAULT_EMBEDDER, DEFAULT_MODEL, Entry, HubSource
 from localllm.hub.reference import HubReference, ModelName, Reference, looks_like_model, parse
 
 if TYPE_CHECKING:
@@ -32,15 +32,21 @@ class Model:
 
 def split_words(words: list[str], model: str | None) -> tuple[str | None, str]:
     """The model and the prompt that the words of a command line mean. Raises ModelNotFound."""
+    name, rest = split_model(words, model)
+    return name, " ".join(rest)
+
+
+def split_model(words: list[str], model: str | None) -> tuple[str | None, list[str]]:
+    """The model that the words of a command line mean, and the other words. Raises ModelNotFound."""
     if model is not None or not words:
-        return model, " ".join(words)
+        return model, words
     first = words[0]
     try:
         known = store.is_known(parse(first))
     except UsageError:
         known = False
     if known:
-        return first, " ".join(words[1:])
+        return first, words[1:]
     if looks_like_model(first):
         if first.lower().endswith(".gguf") and first.count("/") != 2:
             raise ModelNotFound(f"no such file: {first}", "localllm list shows what is here")
@@ -48,7 +54,7 @@ def split_words(words: list[str], model: str | None) -> tuple[str | None, str]:
             f"{first!r} looks like a model, and there is none of that name here",
             f"-m {first} fetches it if it is on the Hub; -m MODEL before a prompt makes every word prompt",
         )
-    return None, " ".join(words)
+    return None, words
 
 
 def resolve(name: str | None, *, yes: bool) -> Model:
@@ -178,8 +184,8 @@ def agree(name: str, yes: bool) -> None:
     if sys.stdin.isatty() and sys.stderr.isatty():
         if not ask("Fetch it? [Y/n] ", default=True):
             raise LocalLLMError(f"{name} was not fetched", "--yes fetches without asking")
-    elif name != str(DEFAULT_MODEL):
-        # Nobody is there to ask: only the default model may come by itself.
+    elif name not in (str(DEFAULT_MODEL), str(DEFAULT_EMBEDDER)):
+        # Nobody is there to ask: only the default models may come by themselves.
         raise ModelNotFound(f"{name} is not on this machine", "--yes fetches it, and so does localllm pull")
 
 

@@ -6,8 +6,9 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-from localllm.errors import UsageError
-from localllm.types import Answers, Engine, EngineOptions
+from localllm.errors import BadModelFile, UsageError
+from localllm.formats.sentence import POOLINGS
+from localllm.types import Answers, Embedder, Engine, EngineOptions, MaskedModel
 
 # kind -> the module whose `open_model(path, options, single=...)` makes an Engine.
 ENGINES = {
@@ -15,6 +16,7 @@ ENGINES = {
     "onnx": "localllm.engines.onnx",
     "fake": "localllm.engines.fake",
 }
+_ENCODERS = "localllm.engines.onnx_encoder"
 
 
 def open_engine(kind: str, path: Path, options: EngineOptions, *, single: bool = False) -> Any:
@@ -43,6 +45,29 @@ def _module(kind: str) -> Any:
     if kind not in ENGINES:
         raise UsageError(f"--engine {kind}: the engines are {', '.join(ENGINES)}")
     return importlib.import_module(ENGINES[kind])
+
+
+def open_embedder(path: Path, options: EngineOptions, pooling: str = "") -> Embedder:
+    """Open a GGUF, an ONNX file or a folder with one for vectors of texts; `pooling` overrides the model's own.
+
+    `jobs.embed.embed` takes it from there. Raises ModelNotFound, BadModelFile, EngineError, UsageError.
+    """
+    if pooling and pooling not in POOLINGS:
+        raise UsageError(f"--pooling {pooling}: choose {', '.join(POOLINGS)}")
+    module = ENGINES["llama.cpp"] if path.suffix.lower() == ".gguf" else _ENCODERS
+    embedder: Embedder = importlib.import_module(module).open_embedder(path, options, pooling or None)
+    return embedder
+
+
+def open_masked(path: Path, options: EngineOptions) -> MaskedModel:
+    """Open an ONNX file, or a folder with one, that holds a masked language model. Raises the same."""
+    if path.suffix.lower() == ".gguf":
+        raise BadModelFile(
+            f"{path} is a GGUF, which has no head of a masked language model",
+            "localllm convert CHECKPOINT --to onnx makes what fill-mask takes",
+        )
+    model: MaskedModel = importlib.import_module(_ENCODERS).open_masked(path, options)
+    return model
 
 
 def open_tokenizer(path: Path, template: str = "none") -> Any:

@@ -8,12 +8,14 @@ from typing import TypeVar
 
 from localllm import fit, hardware
 from localllm.engines import native
+from localllm.engines.llama_embed import LlamaEmbedder, is_encoder
 from localllm.engines.llama_model import BATCH, LlamaModel
 from localllm.engines.local import LocalEngine, Prompter
 from localllm.engines.scorer import Scorer
 from localllm.engines.vocabulary import VocabularyOnly
-from localllm.errors import UsageError
+from localllm.errors import EngineError, UsageError
 from localllm.formats.gguf import Header, read_header, read_model
+from localllm.formats.sentence import Pooling
 from localllm.text.template import BUILT_IN, ChatTemplate, template_source
 from localllm.types import Answers, EngineOptions
 
@@ -86,12 +88,31 @@ def open_text_model(path: Path, options: EngineOptions) -> Scorer:
     return _load(read_model(path), options, Scorer)
 
 
+def open_embedder(path: Path, options: EngineOptions, pooling: Pooling | None = None) -> LlamaEmbedder:
+    """A model for vectors of texts; `pooling` overrides the file's own."""
+    header = read_model(path)
+    model = _load(header, replace(options, context=options.context and min(options.context, BATCH)), LlamaEmbedder)
+    model.names = tuple(str(header.metadata.get(f"general.{key}", "")) for key in ("name", "basename"))
+    try:
+        model.pool_by(pooling, header.get("pooling_type", None))
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
 def load(header: Header, options: EngineOptions) -> LlamaModel:
     """Decide where the layers go, refuse what cannot fit, and load."""
     return _load(header, options, LlamaModel)
 
 
 def _load(header: Header, options: EngineOptions, kind: type[_Kind]) -> _Kind:
+    if not issubclass(kind, LlamaEmbedder) and is_encoder(header.metadata, header.architecture):
+        # llama.cpp would end the process where it is asked for logits that such a model has not.
+        raise EngineError(
+            f"{header.path} is an encoder: it makes embeddings and generates no text",
+            "localllm embed is for these; run, chat and evaluate need a chat model",
+        )
     context = options.context or min(header.get("context_length", fit.DEFAULT_CONTEXT), fit.DEFAULT_CONTEXT)
     repacked = hardware.repacked_types()
 

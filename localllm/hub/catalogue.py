@@ -21,6 +21,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_MODEL = ModelName("smollm2", "135m")
+DEFAULT_EMBEDDER = ModelName("all-minilm", "l6-v2")
 
 
 @dataclass(frozen=True, slots=True)

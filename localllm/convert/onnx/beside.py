@@ -14,12 +14,14 @@ from localllm.convert.checkpoint import MAX_JSON, Checkpoint, read_optional_json
 from localllm.convert.onnx import tokenizer
 from localllm.convert.onnx.decoder import ARCHITECTURES, Decoder
 from localllm.convert.vocabulary import read_vocabulary
-from localllm.errors import BadModelFile
+from localllm.errors import BadModelFile, ModelNotFound
 from localllm.formats.gguf import Header
 
 _COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "config.json",
            "generation_config.json")  # fmt: skip
-NAMES = {*_COPIED, "genai_config.json", "model.onnx", "model.onnx.data"}
+# What sentence-transformers notes beside an encoder.
+_SENTENCES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
+NAMES = {*_COPIED, *_SENTENCES, "vocab.txt", "genai_config.json", "model.onnx", "model.onnx.data"}
 Texts = dict[str, bytes]
 
 
@@ -42,6 +44,42 @@ def of_checkpoint(checkpoint: Checkpoint, model: Decoder) -> Texts:
         return _ids(value if isinstance(value, list) else [value], model)
 
     return found | {"genai_config.json": _json(_genai(model, special("bos"), special("eos"), special("pad")))}
+
+
+def of_encoder(checkpoint: Checkpoint) -> Texts:
+    """What an encoder's checkpoint brings along. Raises ModelNotFound where it has no tokenizer."""
+    folder = checkpoint.folder
+    names = (*_COPIED, *_SENTENCES, "vocab.txt")
+    found = {name: _read(folder / name) for name in names if (folder / name).is_file()}
+    if "tokenizer.json" not in found:
+        found["tokenizer.json"] = _word_pieces(folder)
+    return found
+
+
+def _word_pieces(folder: Path) -> bytes:
+    """A tokenizer.json out of an older checkpoint's vocab.txt."""
+    from tokenizers.implementations.bert_wordpiece import BertWordPieceTokenizer
+
+    if not (folder / "vocab.txt").is_file():
+        raise ModelNotFound(f"{folder} has no tokenizer.json and no vocab.txt", "fetch one from the original model")
+    settings = read_optional_json(folder / "tokenizer_config.json")
+    unk, sep, cls, pad, mask = (
+        _content(settings.get(f"{name}_token")) or f"[{name.upper()}]" for name in ("unk", "sep", "cls", "pad", "mask")
+    )
+    lowercase, accents = settings.get("do_lower_case", True), settings.get("strip_accents")
+    try:
+        made = BertWordPieceTokenizer(
+            str(folder / "vocab.txt"), unk, sep, cls, pad, mask, lowercase=bool(lowercase),
+            strip_accents=accents if isinstance(accents, bool) else None,
+        )  # fmt: skip
+    except Exception as error:  # Rust's errors come as this class itself
+        raise BadModelFile(f"{folder / 'vocab.txt'} is no vocabulary: {error!s:.100}", "fetch it again") from None
+    return str(made.to_str()).encode() + b"\n"
+
+
+def _content(token: Any) -> str:
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else ""
 
 
 def of_header(header: Header, model: Decoder) -> Texts:

@@ -23,10 +23,13 @@ from localllm.whole import replacing_folder
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from localllm.convert.family import Family
+
 QUANTS = ("auto", "q4", "q8", "f16", "f32")
 INT8, EXACT = 4, 0  # accuracy levels of MatMulNBits: activations in 8 bits, as llama.cpp has them, or as they are
 _QUANTIZED = {"q4": "Q4_0", "q8": "Q8_0"}
 _WIDER = ("token_embd.weight", "output.weight")  # kept in 8 bits, as llama.cpp keeps them in better types
+ENCODERS = ("bert",)  # encoder.py knows their graph; it is imported on use
 _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 
 
@@ -34,7 +37,7 @@ _FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short
 class Plan:
     """What an export will write: the graph, the data file of `size` bytes, the texts beside them."""
 
-    decoder: decoder.Decoder
+    decoder: decoder.Decoder | None
     graph: ir.Model
     data: DataFile
     texts: dict[str, bytes]
@@ -56,6 +59,8 @@ def plan(source: Path, quant: str = "auto", accuracy: int = INT8) -> Plan:
 def _of_checkpoint(folder: Path, quant: str, accuracy: int) -> Plan:
     checkpoint = open_checkpoint(folder)
     family = family_of(checkpoint)
+    if family.architecture in ENCODERS:
+        return _of_encoder(family, quant, accuracy)
     metadata = family.metadata()
     decoder.require_known(family.architecture, metadata)
     config = checkpoint.config
@@ -65,6 +70,22 @@ def _of_checkpoint(folder: Path, quant: str, accuracy: int) -> Plan:
     graph, data = _build(model, metadata, tensors, quant, accuracy)
     texts = beside.of_checkpoint(checkpoint, model)
     return Plan(model, graph, data, texts, tuple(n for n in family.notices if "llama.cpp" not in n))
+
+
+def _of_encoder(family: Family, quant: str, accuracy: int) -> Plan:
+    """Embeddings stay floats; `q4` and `q8` are for the matrices that a text goes through."""
+    from localllm.convert.onnx import encoder
+    from localllm.convert.onnx.builder import Builder
+
+    model, tensors = encoder.read(family), encoder.tensors_of(family)
+    recoded = {name: _recoded(t, quant) if _is_product(name) else t for name, t in tensors.items()}
+    builder = Builder(DataFile(), accuracy)
+    graph = encoder.EncoderGraph(model, recoded, builder, half=quant == "f16").build()
+    return Plan(None, graph, builder.data, beside.of_encoder(family.checkpoint), ())
+
+
+def _is_product(name: str) -> bool:
+    return name.startswith("blk.") or name == "head.weight"
 
 
 def _slides_everywhere(architecture: str, config: Any) -> bool:
@@ -126,4 +147,5 @@ def write(planned: Plan, target: Path, report: Report = lambda done, total: None
         planned.data.write(folder / DATA, report)
         save(planned.graph, folder / "model.onnx")
         for name, text in planned.texts.items():
+            (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(text)

@@ -1,0 +1,62 @@
+"""What `embed` and `fill-mask` share: the model that is meant, and the texts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from localllm.commands._model import Model, resolve
+from localllm.errors import UsageError
+from localllm.hub import store
+from localllm.hub.catalogue import DEFAULT_EMBEDDER
+from localllm.hub.reference import LocalPath, parse
+
+
+def find_encoder(name: str | None, *, yes: bool) -> Model:
+    """The file or folder of an encoder, or of the default one; asks before it fetches. Raises ModelNotFound."""
+    if name is not None:
+        reference = store.dereference(parse(name))
+        if isinstance(reference, LocalPath) and _is_onnx(reference.path):
+            return Model(str(reference), reference.path, {})
+    return resolve(name or str(DEFAULT_EMBEDDER), yes=yes)
+
+
+def _is_onnx(path: Path) -> bool:
+    if path.is_dir():
+        return not any(path.glob("*.gguf"))
+    return path.suffix.lower() == ".onnx"
+
+
+def texts_of(words: list[str], file: Path | None) -> Iterator[str]:
+    """The texts that are meant: each word, or each line of a file or of standard input, as they come.
+
+    Raises UsageError where there are none.
+    """
+    if words and file:
+        raise UsageError(f"texts and --file {file}: which of them?", "leave one out")
+    if words:
+        return iter(words)
+    if file is None and sys.stdin.isatty():
+        raise UsageError("there is no text", "write it after the command, name a --file, or pipe lines in")
+    if file is None or str(file) == "-":
+        return _lines(sys.stdin.buffer, "standard input")
+    try:
+        return _lines(file.open("rb"), str(file))
+    except OSError as error:
+        raise UsageError(f"--file {file} cannot be read: {error.strerror}") from None
+
+
+def _lines(source: IO[bytes], place: str) -> Iterator[str]:
+    """The lines of a text without what ends them."""
+    with source:
+        for number, line in enumerate(source):
+            data = line.removesuffix(b"\n").removesuffix(b"\r")
+            try:
+                yield data.decode("utf-8" if number else "utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise UsageError(
+                    f"{place} is not UTF-8 text (byte 0x{data[error.start]:02x} in line {number + 1})",
+                    "convert it first, for example with iconv",
+                ) from None
