@@ -100,7 +100,8 @@ class LlamaEmbedder(LlamaModel):
         """A context in which so many tokens are one evaluation: pooling sees no more than that."""
         if tokens <= self._room:
             return
-        self._room = max(tokens, self.batch)
+        # llama.cpp tries its graph with as many tokens as sequences go into evenly, and fails where the two differ.
+        self._room = -(-max(tokens, self.batch) // _SEQUENCES) * _SEQUENCES
         self._make_context(
             self._room,
             n_batch=self._room,

@@ -140,7 +140,7 @@ def test_pooling_is_what_the_definitions_say(kind: str, pooling: str, tmp_path: 
     expected = {"mean": hidden.mean(axis=0), "cls": hidden[0], "last": hidden[-1]}[pooling]
     with closing(open_embedder(path, OPTIONS, pooling)) as embedder:
         found = embedder.encode([tokens, tokens[:9], tokens])
-    assert np.abs(found[0] - expected).max() < 2e-3 and np.abs(found[2] - found[0]).max() < 1e-5
+    assert np.abs(found[0] - expected).max() < 2e-3 and np.abs(found[2] - found[0]).max() < 1e-4
 
 
 @pytest.mark.parametrize("kind", ["gguf", "onnx"])
@@ -163,7 +163,7 @@ def test_many_texts_in_one_batch(tmp_path: Path) -> None:
     with closing(open_embedder(path, OPTIONS)) as embedder:
         together = embedder.encode(texts)
         alone = np.concatenate([embedder.encode([text]) for text in texts[::10]])
-    assert np.abs(together[::10] - alone).max() < 1e-5
+    assert np.abs(together[::10] - alone).max() < 2e-3  # GELU is looked up in a table of float16
 
 
 def test_a_chat_model_embeds_too(model_path: Path) -> None:
