@@ -158,8 +158,10 @@ class Conversation:
 
         bare = [replace(node, attachments=()) for node in nodes]
         whole, plain = count(self.system, summary, nodes), count(self.system, summary, bare)
-        told, history = count(None, summary, bare), count(None, "", bare)
-        return ContextReport(self.engine.context, plain - told, told - history, history, whole - plain)
+        # Without a system prompt some templates bring one of their own, so it is compared with the shortest there is.
+        system = plain - count(".", summary, bare) + 1 if self.system else 0
+        told = plain - count(self.system, "", bare)
+        return ContextReport(self.engine.context, system, told, plain - system - told, whole - plain)
 
     def _request(self, told: tuple[Message, ...]) -> Request:
         return Request(told, self.sampling, self.limits, reasoning=self.reasoning)

@@ -146,7 +146,7 @@ def test_attachments_are_told_and_counted(make: Make) -> None:
     assert told == "a.txt:\n````\nforty-two ``` ticks\n````\n\nWhat is in it?"
     report = conversation.context_report()
     assert report.attachments == len(told) - len("What is in it?")
-    assert report.system == len("SYS\n\n")
+    assert report.system == len("SYS")
     assert report.used + report.free == report.size == 500
     assert report.used == len(f"SYS\n\n{told}\n\nan answer")
 

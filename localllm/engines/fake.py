@@ -1,7 +1,7 @@
 """A scripted engine: its tokens are bytes, and its answer is the text of the file it is given.
 
 It stands behind the same loop as the real ones, and serves whoever wants to see what a certain answer looks like.
-`--engine fake -m FILE` answers with FILE every time.
+`--engine fake -m FILE` answers with FILE every time; it completes plain text unless a `--template` is named.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
 from localllm.engines.local import LocalEngine
 from localllm.errors import ContextOverflow, ModelNotFound
+from localllm.text.template import ChatTemplate, template_source
 from localllm.types import EngineOptions, Mask, Sampling
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> L
         script = path.read_bytes()
     except OSError as error:
         raise ModelNotFound(f"{path} cannot be read: {error.strerror}") from None
-    return LocalEngine(FakeModel(script, options.context or 8192), None, single=single)
+    source, _ = template_source(options.template, None, False, ())
+    template = ChatTemplate(source) if source else None
+    return LocalEngine(FakeModel(script, options.context or 8192), template, single=single)
 
 
 class FakeModel:

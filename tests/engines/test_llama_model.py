@@ -306,3 +306,22 @@ def test_a_model_in_shards_answers_as_the_whole(model_path: Path, tmp_path: Path
     gone = localllm("run", "-m", str(first), "Hi")
     assert (gone.returncode, len(gone.stderr.splitlines())) == (1, 1)
     assert str(third) in gone.stderr
+
+
+@pytest.mark.slow
+def test_an_answer_runs_on_past_the_context(model_path: Path) -> None:
+    """By llama.cpp's context shift; the next prompt is computed anew, so it finds no trace of it."""
+    messages = (Message("system", "You count."), Message("user", "Count."))
+    plain = Request(messages, Sampling(temperature=0), Limits(max_tokens=8))
+    engine = open_engine("llama.cpp", model_path, EngineOptions(context=64, threads=1))
+    before = [c.token for c in engine.stream(plain)]
+    limits = Limits(max_tokens=150, ignore_eos=True, on_overflow="shift")
+    chunks = list(engine.stream(Request(messages, Sampling(temperature=0), limits)))
+    assert len([c for c in chunks if c.token is not None]) == 150 and chunks[-1].finish == "length"
+    last = list(engine.stream(plain))
+    assert last[-1].usage is not None and 0 < last[-1].usage.reused_tokens < 20
+    engine.model.clear()
+    assert [c.token for c in engine.stream(plain)] == before
+    stopped = list(engine.stream(Request(messages, Sampling(temperature=0), Limits(ignore_eos=True))))
+    assert stopped[-1].usage is not None and stopped[-1].usage.completion_tokens < 64
+    engine.close()

@@ -115,7 +115,7 @@ def test_pdf(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_hostile_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attachments, "PDF_SECONDS", 20.0)
+    monkeypatch.setattr(attachments, "PDF_SECONDS", 6.0)
     path = tmp_path / "h.pdf"
     whole = pdf(HELLO)
     for data, reason in (
@@ -123,8 +123,8 @@ def test_hostile_pdf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (whole[:60], "cannot be read"),
         (b"%PDF-1.7\n" + os.urandom(5000), "cannot be read"),
         (pdf(HELLO, page=b"<</Type/Pages/Kids[2 0 R]/Count 1>>"), "cannot be read|holds no text"),
-        (pdf(HELLO * (64 << 14)), "cannot be read|within 20 seconds"),
-        (pdf(b" " * (3 << 29)), "cannot be read|holds no text"),
+        (pdf(HELLO * (8 << 14)), "cannot be read|within 6 seconds"),
+        (pdf(b" " * (1 << 29)), "cannot be read|holds no text"),
     ):
         path.write_bytes(data)
         with pytest.raises(UsageError, match=reason):
