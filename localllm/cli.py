@@ -16,6 +16,7 @@ from localllm.commands.batch import batch
 from localllm.commands.bench import bench
 from localllm.commands.cache import cache
 from localllm.commands.chat import chat
+from localllm.commands.config import config
 from localllm.commands.convert import convert
 from localllm.commands.doctor import doctor
 from localllm.commands.embed import embed
@@ -191,6 +192,7 @@ for panel, commands in {
 
 app.add_typer(history, name="history", rich_help_panel="Use")
 app.add_typer(prompts, name="prompts", rich_help_panel="Use")
+app.add_typer(config, name="config", rich_help_panel="Machine")
 
 
 def main() -> None:

@@ -63,7 +63,9 @@ def resolve(name: str | None, *, yes: bool) -> Model:
     entry = catalogue.find(reference) if isinstance(reference, ModelName) else None
     found = store.find(reference)
     path = found.path if found else _fetch(reference, entry, yes=yes)
-    return Model(str(reference), path, entry.sampling if entry else {}, found.options if found else {})
+    return Model(
+        entry.name if entry else str(reference), path, entry.sampling if entry else {}, found.options if found else {}
+    )
 
 
 def _fetch(reference: Reference, entry: Entry | None, *, yes: bool) -> Path:

@@ -51,15 +51,16 @@ def open_session(
     """
     settings = load_settings()
     model = resolve(name or settings.model, yes=yes)
+    own = settings.of(model.name, name or settings.model)
     if verbose:
         from localllm.engines.native import log
 
         log.verbose = True
-    layers = (model.sampling, advice or {}, settings.given, given)
+    layers = (model.sampling, advice or {}, own, given)
     sampling, limits, reasoning = build(Sampling, *layers), build(Limits, *layers), build(Reasoning, *layers)
     started = time.perf_counter()
-    opened = open_engine(engine, model.path, build(EngineOptions, model.options, settings.given, given), single=single)
-    keep_prefixes(opened, model, build(CacheOptions, settings.given, given))
+    opened = open_engine(engine, model.path, build(EngineOptions, model.options, own, given), single=single)
+    keep_prefixes(opened, model, build(CacheOptions, own, given))
     for notice in opened.notices:
         say(f"localllm: {notice}")
     return Session(model, opened, sampling, limits, reasoning, time.perf_counter() - started)

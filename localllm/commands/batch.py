@@ -81,9 +81,10 @@ def batch(
     kind = format_of(source, format)
     settings = load_settings()
     found = resolve(model or settings.model, yes=yes)
-    sampling = build(Sampling, found.sampling, settings.given, given)
-    limits = build(Limits, settings.given, given)
-    options = build(EngineOptions, found.options, settings.given, given)
+    own = settings.of(found.name, model or settings.model)
+    sampling = build(Sampling, found.sampling, own, given)
+    limits = build(Limits, own, given)
+    options = build(EngineOptions, found.options, own, given)
     made_with = f"{_identity(found)} {engine} {options.lora} {options.template}"
     recipe = Recipe(
         made_with,
@@ -92,7 +93,7 @@ def batch(
         sampling,
         limits,
         build(Form, given).constraint(),
-        build(Reasoning, settings.given, given),
+        build(Reasoning, own, given),
     )
     with ExitStack() as stack:
         failed = stack.enter_context(Errors(errors))

@@ -44,7 +44,8 @@ def bench(
     sizes = {"prompts": _sizes(prompts), "generations": _sizes(generations)}
     settings = load_settings()
     found = resolve(model or name or settings.model, yes=yes)
-    options = build(EngineOptions, found.options, settings.given, given)
+    own = settings.of(found.name, model or name or settings.model)
+    options = build(EngineOptions, found.options, own, given)
     opened = load(read_model(found.path), options)
     try:
         description = opened.describe()

@@ -47,9 +47,10 @@ def explain(
     text = read_text(text, file)
     settings = load_settings()
     found = resolve(name or settings.model, yes=yes)
+    own = settings.of(found.name, name or settings.model)
     others = [resolve(against, yes=yes)] if against else []
-    options = build(EngineOptions, found.options, PRECISE, settings.given, given)
-    sampling = build(Sampling, found.sampling, settings.given, given)
+    options = build(EngineOptions, found.options, PRECISE, own, given)
+    sampling = build(Sampling, found.sampling, own, given)
     tokens = tokens_of(found.path, text, options.template if chat else None, system)
     with ExitStack() as stack:
         opened = [stack.enter_context(closing(open_text_model(one.path, options))) for one in (found, *others)]
