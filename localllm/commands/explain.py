@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -14,6 +14,7 @@ from localllm.errors import UsageError
 from localllm.settings import build, load_settings
 from localllm.types import EngineOptions, Sampling
 
+ATTENTION = "Attention"
 # A text is short and its figures are looked at. Flash attention would round keys and values to float16.
 PRECISE = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
 
@@ -32,17 +33,44 @@ def explain(
     against: Annotated[
         str, typer.Option("--compare", metavar="MODEL2", help="Put a second model beside it; ≠ is where they part.")
     ] = "",
+    attention: Annotated[
+        bool,
+        typer.Option("--attention", help="Show which earlier tokens each token looks at.", rich_help_panel=ATTENTION),
+    ] = False,
+    layer: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--layer", min=0, help="One layer, from 0; all without it.", rich_help_panel=ATTENTION),
+    ] = None,
+    head: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--head", min=0, help="One query head, from 0; all without it.", rich_help_panel=ATTENTION),
+    ] = None,
+    combine: Annotated[
+        str,
+        typer.Option("--combine", help="Several layers and heads as mean, max or rollout.", rich_help_panel=ATTENTION),
+    ] = "mean",
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", "-o", help="Write it as .html, .svg or .npz.", rich_help_panel=ATTENTION),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out's file.", rich_help_panel=ATTENTION)] = False,
     as_json: JsonOption = False,
     yes: YesOption = False,
     *,
     given: dict[str, Any],
 ) -> None:
-    """Show how probable a model found each token of a text, and what it would have said instead."""
+    """Show how probable a model found each token of a text, what it would have said instead, and what it looked at."""
+    from localllm.commands._attention import View, show_attention
     from localllm.commands._model import resolve, split_words
     from localllm.engines import open_text_model
     from localllm.jobs.explain import collect, explain
     from localllm.ui import heat
 
+    view = View(layer, head, combine, out, force, as_json)
+    if attention and (more or against):
+        raise UsageError("--attention is of one text and one model", "leave --continue and --compare out")
+    if not attention and view != View(as_json=as_json):
+        raise UsageError("--layer, --head, --combine, --out and --force belong to --attention", "add --attention")
     name, text = split_words(words or [], model)
     text = read_text(text, file)
     settings = load_settings()
@@ -55,6 +83,9 @@ def explain(
     with ExitStack() as stack:
         opened = [stack.enter_context(closing(open_text_model(one.path, options))) for one in (found, *others)]
         stack.enter_context(opened[0].interruptible())
+        if attention:
+            show_attention(opened[0], tokens, found.name, view)
+            return
         if others:
             opened[1].abort = opened[0].abort  # Ctrl-C ends whichever is at work
         steps = explain(opened[0], tokens, top=top, more=more, sampling=sampling)

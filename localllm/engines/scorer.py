@@ -64,6 +64,15 @@ class Scorer(LlamaModel):
         found = self._evaluate(entries, len(sequences) * (self._length - self._first))
         return found.reshape(len(sequences), -1, self.vocabulary_size)
 
+    @property
+    def layers(self) -> int:
+        return int(self._llama.llama_model_n_layer(self._model))
+
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+        return int(self._llama.llama_model_n_head(self._model))
+
     def open_text(self, length: int, at_once: int, *, observer: Any = None) -> None:
         more = {} if observer is None else {"cb_eval": observer}
         self._make_context(length, n_batch=at_once, n_outputs_max=at_once, **more)

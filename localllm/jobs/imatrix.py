@@ -6,14 +6,14 @@ float32, experts x columns) and how many rows they are of (`NAME.counts`).
 
 from __future__ import annotations
 
-import ctypes
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localllm.errors import BadModelFile, EngineError
+from localllm.engines.observer import F32, Observer
+from localllm.errors import BadModelFile
 from localllm.formats.gguf import read_array, read_header
 from localllm.whole import replacing
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 Report = Callable[[int, int], None]
 CONTEXT = 512  # tokens of a chunk, as llama-imatrix has it
 _LEAST_ROWS = 16  # fewer are no text
-_F32 = 0
 
 
 @dataclass
@@ -117,90 +116,47 @@ def compute(model: Scorer, tokens: list[int], dataset: str, *, chunks: int = 0, 
     collector = _Collector()
     length = min(CONTEXT, model.trained_context)
     parts = in_chunks(tokens, length, chunks, model.begin_token)
-    model.open_scoring(length, 0, observer=collector.callback(), at_once=1)
+    model.open_scoring(length, 0, observer=collector.callback, at_once=1)
     for done, part in enumerate(parts):
         model.score([part])
-        collector.raise_failure()
+        collector.raise_failure("the importance matrix could not be computed")
         report(done + 1, len(parts))
     matrix = collector.matrix
     matrix.datasets, matrix.chunks, matrix.chunk_size = [dataset], len(parts), length
     return matrix
 
 
-class _Tensor(ctypes.Structure):
-    """ggml_tensor, as ggml.h has it."""
-
-
-_Tensor._fields_ = [
-    ("type", ctypes.c_int), ("buffer", ctypes.c_void_p), ("ne", ctypes.c_int64 * 4), ("nb", ctypes.c_size_t * 4),
-    ("op", ctypes.c_int), ("op_params", ctypes.c_int32 * 16), ("flags", ctypes.c_int32),
-    ("src", ctypes.POINTER(_Tensor) * 10), ("view_src", ctypes.c_void_p), ("view_offs", ctypes.c_size_t),
-    ("data", ctypes.c_void_p), ("name", ctypes.c_char * 64), ("extra", ctypes.c_void_p), ("padding", ctypes.c_char * 8),
-]  # fmt: skip
-
-
-class _Collector:
-    """Sums squares while llama.cpp evaluates; called by its scheduler for every tensor it computes."""
+class _Collector(Observer):
+    """Sums squares of what the matrices are multiplied with."""
 
     def __init__(self) -> None:
-        from localllm.engines.native import ggml_base
-
+        super().__init__()
         self.matrix = Imatrix()
-        self._base = ggml_base()
-        self._failure: BaseException | None = None
 
-    def callback(self) -> Any:
-        from localllm.engines.native import llama
+    def wants(self, tensor: Any) -> bool:
+        operation = self.operation(tensor)
+        if operation not in (b"MUL_MAT", b"MUL_MAT_ID"):
+            return False
+        rows, name = tensor.src[1].contents, _name(tensor.src[0].contents)
+        many = rows.ne[1] >= _LEAST_ROWS and rows.type == F32 and name.startswith("blk.")
+        return operation == b"MUL_MAT_ID" or bool(many)
 
-        self._callback = llama().ggml_backend_sched_eval_callback(self._see)  # C keeps a bare pointer to it
-        return self._callback
-
-    def raise_failure(self) -> None:
-        if self._failure is not None:
-            raise EngineError(f"the importance matrix could not be computed: {self._failure!r}") from self._failure
-
-    def _see(self, pointer: Any, ask: bool, _data: Any) -> bool:
-        try:
-            tensor = ctypes.cast(pointer, ctypes.POINTER(_Tensor)).contents
-            operation = self._base.ggml_op_name(tensor.op)
-            if operation not in (b"MUL_MAT", b"MUL_MAT_ID"):
-                return False
-            weight, rows = tensor.src[0].contents, tensor.src[1].contents
-            name = _plain(weight.name.decode(errors="replace"))
-            if ask:
-                many = rows.ne[1] >= _LEAST_ROWS and rows.type == _F32 and name.startswith("blk.")
-                return operation == b"MUL_MAT_ID" or many
-            values = self._read(rows)
-            if operation == b"MUL_MAT_ID":
-                self._add_experts(name, weight, self._read_ids(tensor.src[2].contents), values)
-            else:
-                self._add(name, weight, values)
-        except BaseException as failure:  # an exception must not fly through C
-            self._failure = self._failure or failure
-        return True
-
-    def _read(self, tensor: Any) -> np.ndarray:
-        """A float32 tensor, whichever device it is on, outermost dimension first."""
-        import numpy as np
-
-        count = tensor.ne[0] * tensor.ne[1] * tensor.ne[2] * tensor.ne[3]
-        strides = [4]
-        for size in tensor.ne[:3]:
-            strides.append(strides[-1] * size)
-        data = np.empty(self._base.ggml_nbytes(ctypes.byref(tensor)), dtype=np.uint8)
-        self._base.ggml_backend_tensor_get(ctypes.byref(tensor), data.ctypes.data, 0, data.nbytes)
-        shape = tuple(reversed(tensor.ne))
-        if list(tensor.nb) == strides:
-            return data.view(np.float32)[:count].reshape(shape)
-        view = np.lib.stride_tricks.as_strided(data.view(np.float32), shape, tuple(reversed(tensor.nb)))
-        return np.ascontiguousarray(view)
+    def take(self, tensor: Any) -> None:
+        operation = self.operation(tensor)
+        if operation not in (b"MUL_MAT", b"MUL_MAT_ID"):
+            return
+        weight = tensor.src[0].contents
+        values = self.read(tensor.src[1].contents)
+        if operation == b"MUL_MAT_ID":
+            self._add_experts(_name(weight), weight, self._read_ids(tensor.src[2].contents), values)
+        else:
+            self._add(_name(weight), weight, values)
 
     def _read_ids(self, tensor: Any) -> np.ndarray:
         """The experts chosen for each token, (tokens, chosen) of int32; a view into a larger tensor."""
         import numpy as np
 
-        data = np.empty(self._base.ggml_nbytes(ctypes.byref(tensor)), dtype=np.uint8)
-        self._base.ggml_backend_tensor_get(ctypes.byref(tensor), data.ctypes.data, 0, data.nbytes)
+        data = self.bytes_of(tensor)
         shape, strides = (tensor.ne[1], tensor.ne[0]), (tensor.nb[1], tensor.nb[0])
         return np.lib.stride_tricks.as_strided(data.view(np.int32), shape, strides)
 
@@ -231,6 +187,10 @@ class _Collector:
             matrix.counts[name] += counts
         else:
             matrix.sums[name], matrix.counts[name] = sums, counts
+
+
+def _name(tensor: Any) -> str:
+    return _plain(tensor.name.decode(errors="replace"))
 
 
 def _plain(name: str) -> str:

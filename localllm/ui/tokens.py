@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 SPECIAL = "bold black on yellow"
 _GROUNDS = ("bright_white on #3a5a80", "bright_white on #7a4a2a")
+_LABEL = 24
 # Where there are no colours.
 _PLAIN, _PLAIN_SPECIAL = ("none", "underline"), "reverse"
 
@@ -27,6 +28,14 @@ _PLAIN, _PLAIN_SPECIAL = ("none", "underline"), "reverse"
 def shown(data: bytes) -> str:
     """A token's bytes in running text: invalid UTF-8 as \\xf0, a line break by its sign before it."""
     return visible(data.decode(errors="backslashreplace")).replace("\n", "␊\n")
+
+
+def label(data: bytes, *, spaces: bool = True) -> str:
+    """A token's bytes as a word in a picture: every space and line break by its sign, never more than 24 characters."""
+    text = visible(data.decode(errors="backslashreplace")).replace("\n", "␊").replace("\t", "␉")
+    text = "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    text = text.replace(" ", "␣") if spaces else text
+    return text if len(text) <= _LABEL else text[: _LABEL - 1] + "…"
 
 
 def quoted(data: bytes) -> str:
