@@ -170,6 +170,16 @@ class CacheOptions:
         check_all(self)
 
 
+@dataclass(frozen=True, slots=True)
+class Guessing:
+    """What may be guessed ahead and checked by the model (`engines/speculation.py`)."""
+
+    speculate: bool = option(True, "Guess ahead where a text repeats itself; the answer is the same, and comes faster.")
+
+    def __post_init__(self) -> None:
+        check_all(self)
+
+
 ConstraintKind = Literal["schema", "grammar", "regex", "choice"]
 
 

@@ -86,6 +86,7 @@ _PANELS = {
     "Reasoning": "Thinking",
     "Asking": "Prompts and files",
     "Keeping": "History",
+    "Guessing": "Speculation",
     "CacheOptions": "Cache on disk",
     "Form": "Form of the answer",
     "Output": "For scripts",

@@ -12,7 +12,7 @@ from typing import Any
 from localllm.commands._model import Model, resolve
 from localllm.engines import open_engine
 from localllm.settings import build, load_settings
-from localllm.types import CacheOptions, Engine, EngineOptions, Limits, Reasoning, Sampling, Usage
+from localllm.types import CacheOptions, Engine, EngineOptions, Guessing, Limits, Reasoning, Sampling, Usage
 from localllm.ui.progress import say
 
 
@@ -61,6 +61,7 @@ def open_session(
     started = time.perf_counter()
     opened = open_engine(engine, model.path, build(EngineOptions, model.options, own, given), single=single)
     keep_prefixes(opened, model, build(CacheOptions, own, given))
+    allow_guesses(opened, build(Guessing, own, given))
     for notice in opened.notices:
         say(f"localllm: {notice}")
     return Session(model, opened, sampling, limits, reasoning, time.perf_counter() - started)
@@ -85,3 +86,12 @@ def keep_prefixes(engine: Engine, model: Model, options: CacheOptions) -> None:
 
     cache = PrefixCache(prefix_folder(), model.name, digest, int(options.cache_size * 1e9))
     engine.model.prefixes = cache  # type: ignore[attr-defined]  # it has one: an Engine need not
+
+
+def allow_guesses(engine: Engine, options: Guessing) -> None:
+    """Let an engine that can check guesses do so."""
+    allow = getattr(getattr(engine, "model", None), "allow_guesses", None)
+    if allow is not None and options.speculate:
+        from localllm.engines.speculation import SIZES
+
+        allow(SIZES[-1] - 1)

@@ -18,12 +18,12 @@ from localllm.commands._options import (
     with_options,
 )
 from localllm.errors import UsageError
-from localllm.types import CacheOptions, EngineOptions, Keeping, Limits, Reasoning, Sampling
+from localllm.types import CacheOptions, EngineOptions, Guessing, Keeping, Limits, Reasoning, Sampling
 
 Options = TypeVar("Options")
 
 
-@with_options(Asking, Limits, Sampling, Reasoning, Keeping, EngineOptions, CacheOptions, without=("file",))
+@with_options(Asking, Limits, Sampling, Reasoning, Keeping, EngineOptions, Guessing, CacheOptions, without=("file",))
 def chat(
     name: Annotated[
         str | None,

@@ -23,10 +23,10 @@ from localllm.commands._output import Output
 from localllm.errors import UsageError
 from localllm.settings import build
 from localllm.signals import deadline
-from localllm.types import CacheOptions, EngineOptions, Limits, Reasoning, Request, Sampling
+from localllm.types import CacheOptions, EngineOptions, Guessing, Limits, Reasoning, Request, Sampling
 
 
-@with_options(Asking, Output, Form, Limits, Sampling, Reasoning, EngineOptions, CacheOptions)
+@with_options(Asking, Output, Form, Limits, Sampling, Reasoning, EngineOptions, Guessing, CacheOptions)
 def run(
     words: Annotated[
         Optional[list[str]],  # noqa: UP045

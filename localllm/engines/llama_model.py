@@ -32,8 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BATCH = 2048
-# One row of logits; room for a row a prompt token would cost 100 MB and more.
-_ONE_SEQUENCE = {"n_batch": BATCH, "n_outputs_max": 1, "swa_full": False}
+_ONE_SEQUENCE = {"n_batch": BATCH, "swa_full": False}
 _FLASH = {"auto": -1, "off": 0, "on": 1}
 
 
@@ -60,6 +59,8 @@ class LlamaModel(Vocabulary):
         self._restored = 0  # how many of those held came from the cache of prefixes
         self.prefixes: PrefixCache | None = None
         self.output = -1  # the token of the last batch whose logits are read next; -1 is its last
+        self.ahead: list[int] = []  # guesses that were evaluated beyond those held
+        self.lookahead = 0  # how many there may be
         self.abort = AbortFlag()
         try:
             with self.interruptible():
@@ -98,11 +99,11 @@ class LlamaModel(Vocabulary):
         do (one answer of at most so many tokens) saves the memory and the time to clear it.
         """
         self._held, self._touched, self._restored = [], False, 0
+        self.ahead, self.output = [], -1
         length = length or self.context
         self._make_context(
-            length,
-            **_ONE_SEQUENCE,
-        )
+            length, n_outputs_max=1 + self.lookahead, **_ONE_SEQUENCE
+        )  # room for a row of logits a prompt token would cost 100 MB and more
         self.context = length
 
     def _make_context(self, length: int, **more: Any) -> None:
@@ -144,6 +145,12 @@ class LlamaModel(Vocabulary):
             scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
             api.llama_set_adapters_lora(self._context, adapters, count, scales)
 
+    def allow_guesses(self, count: int) -> None:
+        """Let `count` guesses be evaluated at once, where they can be taken back: in a cache that keeps every token."""
+        api = self._llama
+        kept = not (self._window or api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
+        self.lookahead = count if kept else 0
+
     def describe(self) -> ModelDescription:
         api = self._llama
         buffer = ctypes.create_string_buffer(256)
@@ -184,7 +191,7 @@ class LlamaModel(Vocabulary):
             return self._rewind(tokens)
         self.clear()
         if length > self._llama.llama_n_ctx(self._context):
-            self._make_context(length, **_ONE_SEQUENCE)
+            self._make_context(length, n_outputs_max=1 + self.lookahead, **_ONE_SEQUENCE)
         self._touched = True
         if not put_state(self._llama, self._context, prefix.state):
             log.take_errors()
@@ -196,6 +203,7 @@ class LlamaModel(Vocabulary):
     def _keep_prefix(self) -> None:
         """Have the cache keep what was evaluated here, if that is worth it."""
         held = self._held
+        self._take_back()
         if self.prefixes is None or len(held) - self._restored < BLOCK or -1 in held:
             return
         if self._llama.llama_memory_seq_rm(self._memory, 0, len(held), -1):
@@ -206,7 +214,30 @@ class LlamaModel(Vocabulary):
         return settings_of_state(api, self._model, options, self._adapter_names, self.gpu_layers, length)
 
     def feed(self, token: int) -> None:
-        self._decode([token])
+        if self.ahead and self.ahead[0] == token:
+            self._held.append(self.ahead.pop(0))
+            self.output += 1
+        else:
+            self._take_back()
+            self._decode([token])
+
+    def feed_ahead(self, token: int, guess: Sequence[int]) -> None:
+        """Evaluate a token and some that may follow it; `feed` then takes those for granted that are the same."""
+        if not guess:
+            self.feed(token)
+        else:
+            self._take_back()
+            self._decode([token, *guess], every=True)
+            del self._held[-len(guess) :]
+            self.ahead, self.output = list(guess), 0
+        self._llama.llama_synchronize(self._context)
+
+    def _take_back(self) -> None:
+        """Forget the guesses that were not right."""
+        if self.ahead:
+            self._llama.llama_memory_seq_rm(self._memory, 0, len(self._held), -1)
+            self.ahead = []
+        self.output = -1
 
     def shift(self, keep: int, discard: int) -> bool:
         """llama.cpp's context shift: positions are rotated in the cache.
@@ -214,6 +245,7 @@ class LlamaModel(Vocabulary):
         What the later tokens had seen of the discarded ones stays in them. They are not what an evaluation would give,
         so no later prompt may reuse them: they stand in `_held` as an id that no token has.
         """
+        self._take_back()
         api, memory = self._llama, self._memory
         if not api.llama_memory_can_shift(memory) or not api.llama_memory_seq_rm(memory, 0, keep, keep + discard):
             return False
@@ -222,6 +254,7 @@ class LlamaModel(Vocabulary):
         return True
 
     def clear(self) -> None:
+        self.ahead, self.output = [], -1
         if self._touched:
             self._llama.llama_memory_clear(self._memory, False)
         self._held, self._touched, self._restored = [], False, 0
@@ -231,6 +264,7 @@ class LlamaModel(Vocabulary):
 
         The last token is always evaluated again: its logits are wanted.
         """
+        self._take_back()
         same = 0
         for held, wanted in zip(self._held, tokens[:-1], strict=False):
             if held != wanted:
@@ -246,14 +280,18 @@ class LlamaModel(Vocabulary):
         self._held, self._restored = self._held[:same], min(self._restored, same)
         return same
 
-    def _decode(self, tokens: Sequence[int]) -> None:
+    def _decode(self, tokens: Sequence[int], *, every: bool = False) -> None:
+        """Evaluate tokens; the last one's logits are wanted, or `every` one's."""
         api = self._llama
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
             buffer = (ctypes.c_int32 * len(part))(*part)
             self._touched = True
             self._raise_if_interrupted()
-            result = api.llama_decode(self._context, api.llama_batch_get_one(buffer, len(part)))
+            batch = api.llama_batch_get_one(buffer, len(part))
+            if every:
+                batch.logits = (ctypes.c_int8 * len(part))(*([1] * len(part)))
+            result = api.llama_decode(self._context, batch)
             self._raise_if_interrupted()
             if result != 0:
                 reason = "; ".join(log.take_errors()) or f"llama_decode returned {result}"

@@ -27,6 +27,7 @@ from localllm.types import (
 )
 
 if TYPE_CHECKING:
+    from localllm.engines.speculation import Pace, Speculation
     from localllm.text.constrain import Matcher
 
 
@@ -75,6 +76,7 @@ class LocalEngine(Prompter):
     ) -> None:
         super().__init__(model, template, notices=notices)
         self.model, self._single = model, single
+        self._pace: Pace | None = None  # of guesses: it learns from every answer
         self._tokenizer: Any = None  # made for the first answer that is held to a form
         self._tags = tags_of(template.source) if template else None
         # The marks of thinking that are control tokens, of which a piece shows nothing.
@@ -115,6 +117,7 @@ class LocalEngine(Prompter):
             first = time.perf_counter()
             yield from _chunks(output.given(request.prefill))
             mask = matcher.mask if matcher else None
+            guessing = self._guessing(model, held)
             with model.sampler(request.sampling, ignore_eos=limits.ignore_eos, history=held, mask=mask) as sample:
                 for count in itertools.count(1):
                     yield None
@@ -137,9 +140,14 @@ class LocalEngine(Prompter):
                         len(held) + 1 >= model.context and not self._shift(request, held, model)
                     ):
                         break
-                    model.feed(token)
+                    if guessing:
+                        most = limits.max_tokens or model.context
+                        guessing.feed(token, min(model.context - len(held) - 2, most - count - 1))
+                    else:
+                        model.feed(token)
                     held.append(token)
-        usage = Usage(length, reused, count, first - started, time.perf_counter() - first)
+        counts = (guessing.drafted, guessing.accepted) if guessing else ()
+        usage = Usage(length, reused, count, first - started, time.perf_counter() - first, *counts)
         fulfilled = matcher is None or (matcher.fulfilled and output.stopped is None)
         *pieces, (kind, said) = output.finish() or [("answer", "")]
         yield from _chunks(pieces)
@@ -159,6 +167,15 @@ class LocalEngine(Prompter):
         if not model.shift(keep, discard):
             model.prefill(held)
         return True
+
+    def _guessing(self, model: TokenModel, tokens: list[int]) -> Speculation | None:
+        """What feeds the model with guesses, where it is this engine's and takes any."""
+        if model is not self.model or not getattr(model, "lookahead", 0):
+            return None
+        from localllm.engines.speculation import Pace, Speculation
+
+        self._pace = self._pace or Pace()
+        return Speculation(model, self._pace, tokens)  # type: ignore[arg-type]  # it has looked
 
     def _matcher(self, constraint: Constraint | None, prefill: str) -> Matcher | None:
         """What follows an answer through the form it is held to. Raises UsageError."""

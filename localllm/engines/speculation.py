@@ -1,0 +1,152 @@
+"""Speculation without a second model: what comes next is often what came before (prompt lookup).
+
+A text that quotes, edits or repeats says again what stands in the prompt or in the answer so far. Where the last tokens
+have been there before, those that followed them are a guess at the next ones. The model evaluates several tokens in
+less time than one after the other; each that it would have chosen itself counts, the rest is taken back. It chooses
+with its own sampler at every place, so that the text is what it would have been without.
+
+How many tokens are worth guessing is decided anew every time, from two things that are measured all along. How often a
+guess is right is counted by how long a stretch is being repeated: also while nothing is guessed, so that a story pays
+nothing to find out. And what a batch of n tokens costs in single steps is timed on this machine as batches come.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Protocol
+
+SIZES = (2, 3, 4, 6, 8, 12, 16)  # tokens that are evaluated at once: the one that is known, and the guessed ones
+_GRAM = 3  # tokens that must have been there before; two say too little
+_LONGEST = 64  # a repeated stretch is not counted further
+# Lengths of stretches, from each on counted together -> the share of right guesses that is assumed at first.
+_STRETCHES = {3: 0.35, 4: 0.45, 6: 0.6, 9: 0.72, 13: 0.8, 19: 0.85, 28: 0.9, 41: 0.92}
+_LEVELS = tuple(_STRETCHES)
+_DOUBT = 4.0  # guesses that the first assumptions count for
+_MEMORY = 200.0  # guesses that are remembered; older ones fade
+_WORTH = 1.1  # what must be gained in expectation before anything is guessed
+
+
+class Ahead(Protocol):
+    """A model that can evaluate at most `lookahead` guesses; `ahead` are those that have not been fed since."""
+
+    lookahead: int
+    ahead: list[int]
+
+    def feed_ahead(self, token: int, guess: Sequence[int]) -> None:
+        """Evaluate a token and what may follow it. To `feed` it the first of `ahead` then costs nothing."""
+        ...
+
+    def feed(self, token: int) -> None: ...
+
+
+class Pace:
+    """What is known of a model on this machine: how often guesses are right, and what batches cost in single steps."""
+
+    def __init__(self) -> None:
+        self._right = [_DOUBT * share for share in _STRETCHES.values()]
+        self._asked = [_DOUBT for _ in _STRETCHES]
+        self._cost = {size: 1 + 0.45 * (size - 1) for size in SIZES}
+        self._single = 0.0
+
+    def saw(self, stretch: int, right: bool) -> None:
+        """A guess after a stretch of this length was right, or not, or would have been."""
+        level = _level(stretch)
+        if self._asked[level] > _MEMORY:
+            self._asked[level] *= 0.5
+            self._right[level] *= 0.5
+        self._asked[level] += 1
+        self._right[level] += right
+
+    def took(self, size: int, seconds: float) -> None:
+        """An evaluation of `size` tokens took so long."""
+        if size == 1:
+            self._single += (seconds - self._single) * (0.1 if self._single else 1.0)
+        elif self._single and size in self._cost:
+            found = max(1.0, min(2.0 * size, seconds / self._single))
+            self._cost[size] += 0.25 * (found - self._cost[size])
+
+    def best(self, stretch: int, most: int) -> int:
+        """How many tokens to guess where the last `stretch` are a repetition, at most `most`; 0 if it would not pay."""
+        chosen, gain = 0, _WORTH
+        expected, chance, guessed = 1.0, 1.0, 0
+        for size in SIZES:
+            if size - 1 > most:
+                break
+            while guessed < size - 1:
+                level = _level(stretch + guessed)
+                chance *= self._right[level] / self._asked[level]
+                expected += chance
+                guessed += 1
+            if expected / self._cost[size] > gain:
+                chosen, gain = size - 1, expected / self._cost[size]
+        return chosen
+
+
+def _level(stretch: int) -> int:
+    return max(0, bisect_right(_LEVELS, stretch) - 1)
+
+
+class Lookup:
+    """Where the last tokens of a growing text have been before. `stretch` is how many they are; 0 is nowhere."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self._text: list[int] = []
+        self._places: dict[tuple[int, ...], int] = {}
+        self._next = 0  # the place of the token that would follow, where there is a stretch
+        self.stretch = 0
+        for token in tokens:
+            self._index(token)
+
+    def guess(self, count: int) -> list[int]:
+        """The tokens that followed the last time, at most `count`."""
+        return self._text[self._next : self._next + count] if self.stretch else []
+
+    def add(self, token: int) -> None:
+        """The text goes on with `token`."""
+        text = self._text
+        if self.stretch and text[self._next] == token:
+            self._next += 1
+            self.stretch = min(_LONGEST, self.stretch + 1)
+            self._index(token)
+            return
+        self.stretch = 0
+        before = self._places.get((*text[1 - _GRAM :], token)) if len(text) >= _GRAM else None
+        self._index(token)
+        if before is not None:
+            self._next, self.stretch = before, _GRAM
+            while self.stretch < _LONGEST and self._next > self.stretch:
+                if text[self._next - 1 - self.stretch] != text[-1 - self.stretch]:
+                    break
+                self.stretch += 1
+
+    def _index(self, token: int) -> None:
+        self._text.append(token)
+        if len(self._text) >= _GRAM:
+            self._places[tuple(self._text[-_GRAM:])] = len(self._text)
+
+
+class Speculation:
+    """Feeds a model for one answer; `drafted` and `accepted` count the guesses."""
+
+    def __init__(self, model: Ahead, pace: Pace, tokens: Sequence[int]) -> None:
+        self._model, self._pace, self._lookup = model, pace, Lookup(tokens)
+        self.drafted = self.accepted = 0
+
+    def feed(self, token: int, room: int) -> None:
+        """The answer goes on with `token`; `room` more tokens may follow it."""
+        model, lookup, pace = self._model, self._lookup, self._pace
+        guessed = lookup.guess(1)
+        if guessed:
+            pace.saw(lookup.stretch, guessed[0] == token)
+        lookup.add(token)
+        if model.ahead and model.ahead[0] == token:
+            model.feed(token)
+            self.accepted += 1
+            return
+        guess = lookup.guess(pace.best(lookup.stretch, min(room, model.lookahead))) if lookup.stretch else []
+        started = time.perf_counter()
+        model.feed_ahead(token, guess)
+        pace.took(1 + len(guess), time.perf_counter() - started)
+        self.drafted += len(guess)

@@ -1,0 +1,141 @@
+"""Guesses change nothing but the time: the same tokens come, whatever is guessed and wherever an answer ends."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from localllm.engines import open_engine
+from localllm.engines.local import LocalEngine
+from localllm.engines.speculation import SIZES, Lookup, Pace
+from localllm.types import Constraint, EngineOptions, Limits, Message, Request, Sampling, Usage
+
+LINE = "The farmer on the hill watches his grey sheep near the old stone wall. "
+REPEAT = f"Repeat this three times, word by word: {LINE}"
+
+
+def test_lookup() -> None:
+    text = Lookup([1, 2, 3, 4, 5, 9, 8])
+    assert (text.stretch, text.guess(3)) == (0, [])
+    for token in (1, 2):
+        text.add(token)
+    assert text.stretch == 0
+    text.add(3)
+    assert (text.stretch, text.guess(3)) == (3, [4, 5, 9])
+    text.add(4)
+    assert (text.stretch, text.guess(100)) == (4, [5, 9, 8, 1, 2, 3, 4])
+    text.add(7)
+    assert (text.stretch, text.guess(3)) == (0, [])
+    for token in (2, 3, 4):
+        text.add(token)
+    assert text.guess(1) == [7]  # the last time counts
+
+
+def test_lookup_finds_what_is_there() -> None:
+    """Against a search of the whole text, for texts of few different tokens."""
+    draw = random.Random(1)
+    for _ in range(30):
+        tokens = [draw.randrange(3) for _ in range(60)]
+        text = Lookup(tokens[:10])
+        for end in range(10, 60):
+            text.add(tokens[end])
+            if text.stretch:
+                place, stretch = text._next, text.stretch
+                assert tokens[place - stretch : place] == tokens[end + 1 - stretch : end + 1]
+                assert text.guess(2) == tokens[place : end + 1][:2]
+            else:
+                last = tokens[end - 2 : end + 1]
+                assert all(tokens[i : i + 3] != last for i in range(end - 2))
+
+
+def test_a_guess_must_pay() -> None:
+    pace = Pace()
+    assert pace.best(3, 15) == 0
+    for _ in range(50):
+        pace.saw(3, False)
+        pace.saw(20, True)
+    assert pace.best(3, 15) == 0
+    assert pace.best(20, 15) > 3
+    assert pace.best(20, 1) <= 1
+    for _ in range(50):
+        pace.took(1, 0.01)
+        for size in SIZES:
+            pace.took(size, 0.01 * size)  # batches that save nothing
+    assert pace.best(20, 15) == 0
+    for _ in range(50):
+        for size in SIZES:
+            pace.took(size, 0.01)
+    assert pace.best(20, 15) == 15
+
+
+@pytest.fixture(scope="module")
+def engines(model_path: Path) -> Iterator[tuple[LocalEngine, LocalEngine]]:
+    """One that guesses at every chance, and one that does not."""
+    options = EngineOptions(threads=1, context=256)
+    plain, eager = (open_engine("llama.cpp", model_path, options) for _ in range(2))
+    eager.model.allow_guesses(SIZES[-1] - 1)
+    eager._pace = Pace()
+    eager._pace.took = lambda _size, _seconds: None
+    eager._pace._cost = dict.fromkeys(SIZES, 0.5)
+    yield plain, eager
+    plain.close()
+    eager.close()
+
+
+def answer(engine: LocalEngine, request: Request) -> tuple[list[int | None], str, Usage]:
+    chunks = list(engine.stream(request))
+    assert chunks[-1].usage is not None
+    return [c.token for c in chunks if c.token is not None], "".join(c.text for c in chunks), chunks[-1].usage
+
+
+def ask(text: str = REPEAT, sampling: Sampling | None = None, limits: Limits | None = None) -> Request:
+    return Request((Message("user", text),), sampling or Sampling(temperature=0), limits or Limits(max_tokens=40))
+
+
+REQUESTS = {
+    "greedy": ask(),
+    "sampled": ask(sampling=Sampling(temperature=0.7, seed=5)),
+    "penalties": ask(sampling=Sampling(temperature=0, repeat_penalty=1.1, frequency_penalty=0.2)),
+    "mirostat": ask(sampling=Sampling(mirostat=2, seed=3)),
+    "stop": ask(limits=Limits(max_tokens=40, stop=("stone",))),
+    "one token": ask(limits=Limits(max_tokens=1)),
+    "a full context": ask(LINE * 9, limits=Limits(ignore_eos=True)),
+    "shifted": ask(LINE * 10, limits=Limits(ignore_eos=True, max_tokens=120, on_overflow="shift")),
+}
+
+
+@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS.keys())
+def test_the_same_answer(request_: Request, engines: tuple[LocalEngine, LocalEngine]) -> None:
+    (expected, text, _), (found, same, usage) = (answer(engine, request_) for engine in engines)
+    assert (found, same) == (expected, text)
+    assert 0 <= usage.accepted_tokens <= usage.drafted_tokens
+
+
+def test_guesses_are_counted_and_leave_nothing_behind(engines: tuple[LocalEngine, LocalEngine]) -> None:
+    plain, eager = engines
+    _, _, usage = answer(eager, ask(limits=Limits(max_tokens=60)))
+    assert usage.drafted_tokens > usage.accepted_tokens > 10
+    assert answer(plain, ask())[2].drafted_tokens == 0
+    assert answer(eager, ask("Tell me of the sea."))[0] == answer(plain, ask("Tell me of the sea."))[0]
+
+
+def test_forms_hold(engines: tuple[LocalEngine, LocalEngine]) -> None:
+    request = Request(
+        (Message("user", "ab ab ab ab"),),
+        Sampling(temperature=1, seed=1),
+        Limits(max_tokens=40),
+        Constraint("regex", "(ab ){12}"),
+    )
+    (expected, text, _), (found, same, _) = (answer(engine, request) for engine in engines)
+    assert (found, same) == (expected, text)
+    assert same == "ab " * 12
+
+
+def test_probabilities_are_those_of_single_steps(engines: tuple[LocalEngine, LocalEngine]) -> None:
+    request = Request((Message("user", REPEAT),), Sampling(temperature=0), Limits(max_tokens=20), logprobs=2)
+    one, other = ([c.scores for c in engine.stream(request) if c.scores] for engine in engines)
+    assert [s.chosen.token for s in one] == [s.chosen.token for s in other]
+    assert [s.chosen.logprob for s in one] == pytest.approx([s.chosen.logprob for s in other], abs=0.05)
