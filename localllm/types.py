@@ -175,6 +175,7 @@ class Guessing:
     """What may be guessed ahead and checked by the model (`engines/speculation.py`)."""
 
     speculate: bool = option(True, "Guess ahead where a text repeats itself; the answer is the same, and comes faster.")
+    draft: str | None = option(None, "A small MODEL of the same vocabulary that guesses for a large one.")
 
     def __post_init__(self) -> None:
         check_all(self)

@@ -11,6 +11,7 @@ from typing import Any
 
 from localllm.commands._model import Model, resolve
 from localllm.engines import open_engine
+from localllm.errors import UsageError
 from localllm.settings import build, load_settings
 from localllm.types import CacheOptions, Engine, EngineOptions, Guessing, Limits, Reasoning, Sampling, Usage
 from localllm.ui.progress import say
@@ -59,9 +60,10 @@ def open_session(
     layers = (model.sampling, advice or {}, own, given)
     sampling, limits, reasoning = build(Sampling, *layers), build(Limits, *layers), build(Reasoning, *layers)
     started = time.perf_counter()
-    opened = open_engine(engine, model.path, build(EngineOptions, model.options, own, given), single=single)
+    options = build(EngineOptions, model.options, own, given)
+    opened = open_engine(engine, model.path, options, single=single)
     keep_prefixes(opened, model, build(CacheOptions, own, given))
-    allow_guesses(opened, build(Guessing, own, given))
+    allow_guesses(opened, build(Guessing, own, given), options, yes=yes)
     for notice in opened.notices:
         say(f"localllm: {notice}")
     return Session(model, opened, sampling, limits, reasoning, time.perf_counter() - started)
@@ -88,10 +90,19 @@ def keep_prefixes(engine: Engine, model: Model, options: CacheOptions) -> None:
     engine.model.prefixes = cache  # type: ignore[attr-defined]  # it has one: an Engine need not
 
 
-def allow_guesses(engine: Engine, options: Guessing) -> None:
-    """Let an engine that can check guesses do so."""
+def allow_guesses(engine: Engine, guessing: Guessing, options: EngineOptions, *, yes: bool) -> None:
+    """Let an engine that can check guesses do so. Raises UsageError where the draft model is none for it."""
     allow = getattr(getattr(engine, "model", None), "allow_guesses", None)
-    if allow is not None and options.speculate:
-        from localllm.engines.speculation import SIZES
+    if allow is None:
+        if guessing.draft is not None:
+            raise UsageError("--draft: this engine checks no guesses", "--engine llama.cpp does")
+        return
+    from localllm.engines.speculation import SIZES
 
+    if guessing.speculate or guessing.draft is not None:
         allow(SIZES[-1] - 1)
+    if guessing.draft is not None:
+        from localllm.engines.llama_cpp import open_draft
+
+        path = resolve(guessing.draft, yes=yes).path
+        engine.draft = open_draft(path, options, engine.model)  # type: ignore[attr-defined]  # it has both

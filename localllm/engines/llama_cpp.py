@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from localllm import fit, hardware
 from localllm.engines import native
@@ -19,7 +19,11 @@ from localllm.formats.sentence import Pooling
 from localllm.text.template import BUILT_IN, ChatTemplate, template_source
 from localllm.types import Answers, EngineOptions
 
+if TYPE_CHECKING:
+    from localllm.engines.speculation import Draft
+
 _Kind = TypeVar("_Kind", bound=LlamaModel)
+_TOKENS_COMPARED = 2000  # of two vocabularies
 _CACHES_SHARE = 4  # the caches of many sequences take this part of the memory that is free
 
 
@@ -41,6 +45,19 @@ def open_together(path: Path, options: EngineOptions, most: int | None) -> tuple
         return hardware.memory().available // _CACHES_SHARE // max(1, need.kv_cache)
 
     return engine, Together(engine, model, most or MOST, sequences_for if most is None else lambda _: most).answers
+
+
+def open_draft(path: Path, options: EngineOptions, model: LlamaModel) -> Draft:
+    """A small model that guesses for `model`. Raises UsageError where it has other tokens, and as `open_model` does."""
+    from localllm.engines.speculation import Draft
+
+    header = read_model(path)
+    small = load(header, replace(options, context=model.context, lora=()))
+    ids = range(0, model.vocabulary_size, max(1, model.vocabulary_size // _TOKENS_COMPARED))
+    if small.vocabulary_size != model.vocabulary_size or any(small.piece(i) != model.piece(i) for i in ids):
+        small.close()
+        raise UsageError(f"--draft: {path.name} has another vocabulary than the model", "name one of the same family")
+    return Draft(small)
 
 
 def _open(header: Header, options: EngineOptions, kind: type[_Kind], *, single: bool) -> tuple[LocalEngine, _Kind]:

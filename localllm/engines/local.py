@@ -27,7 +27,7 @@ from localllm.types import (
 )
 
 if TYPE_CHECKING:
-    from localllm.engines.speculation import Pace, Speculation
+    from localllm.engines.speculation import Draft, Pace, Speculation
     from localllm.text.constrain import Matcher
 
 
@@ -76,6 +76,7 @@ class LocalEngine(Prompter):
     ) -> None:
         super().__init__(model, template, notices=notices)
         self.model, self._single = model, single
+        self.draft: Draft | None = None  # a smaller model that guesses for this one
         self._pace: Pace | None = None  # of guesses: it learns from every answer
         self._tokenizer: Any = None  # made for the first answer that is held to a form
         self._tags = tags_of(template.source) if template else None
@@ -175,7 +176,12 @@ class LocalEngine(Prompter):
         from localllm.engines.speculation import Pace, Speculation
 
         self._pace = self._pace or Pace()
-        return Speculation(model, self._pace, tokens)  # type: ignore[arg-type]  # it has looked
+        return Speculation(model, self._pace, tokens, self.draft)  # type: ignore[arg-type]  # it has looked
+
+    def close(self) -> None:
+        if self.draft is not None:
+            self.draft.model.close()
+        super().close()
 
     def _matcher(self, constraint: Constraint | None, prefill: str) -> Matcher | None:
         """What follows an answer through the form it is held to. Raises UsageError."""

@@ -1,9 +1,11 @@
-"""Speculation without a second model: what comes next is often what came before (prompt lookup).
+"""Speculation: what comes next is guessed, and the model checks several guesses at once.
 
-A text that quotes, edits or repeats says again what stands in the prompt or in the answer so far. Where the last tokens
-have been there before, those that followed them are a guess at the next ones. The model evaluates several tokens in
-less time than one after the other; each that it would have chosen itself counts, the rest is taken back. It chooses
-with its own sampler at every place, so that the text is what it would have been without.
+Without a second model, what comes next is often what came before (prompt lookup). A text that quotes, edits or repeats
+says again what stands in the prompt or in the answer so far. Where the last tokens have been there before, those that
+followed them are a guess at the next ones. The model evaluates several tokens in less time than one after the other;
+each that it would have chosen itself counts, the rest is taken back. It chooses with its own sampler at every place, so
+that the text is what it would have been without. Where nothing is repeated, a small model of the same vocabulary may
+guess (arXiv 2211.17192).
 
 How many tokens are worth guessing is decided anew every time, from two things that are measured all along. How often a
 guess is right is counted by how long a stretch is being repeated: also while nothing is guessed, so that a story pays
@@ -17,6 +19,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
+from localllm.types import Sampling, TokenModel
+
 SIZES = (2, 3, 4, 6, 8, 12, 16)  # tokens that are evaluated at once: the one that is known, and the guessed ones
 _GRAM = 3  # tokens that must have been there before; two say too little
 _LONGEST = 64  # a repeated stretch is not counted further
@@ -25,6 +29,8 @@ _STRETCHES = {3: 0.35, 4: 0.45, 6: 0.6, 9: 0.72, 13: 0.8, 19: 0.85, 28: 0.9, 41:
 _LEVELS = tuple(_STRETCHES)
 _DOUBT = 4.0  # guesses that the first assumptions count for
 _MEMORY = 200.0  # guesses that are remembered; older ones fade
+_FIRST_SHARE, _FIRST_STEP = 0.7, 0.3  # what is assumed of a small model: right guesses, and their cost in steps
+_PATIENCE = 64  # tokens after which a small model that did not pay is tried again
 _WORTH = 1.1  # what must be gained in expectation before anything is guessed
 
 
@@ -44,8 +50,9 @@ class Ahead(Protocol):
 class Pace:
     """What is known of a model on this machine: how often guesses are right, and what batches cost in single steps."""
 
-    def __init__(self) -> None:
-        self._right = [_DOUBT * share for share in _STRETCHES.values()]
+    def __init__(self, assumed: Sequence[float] = tuple(_STRETCHES.values())) -> None:
+        self.step = 0.0  # what it costs to make a guess, in single steps
+        self._right = [_DOUBT * share for share in assumed]
         self._asked = [_DOUBT for _ in _STRETCHES]
         self._cost = {size: 1 + 0.45 * (size - 1) for size in SIZES}
         self._single = 0.0
@@ -58,6 +65,11 @@ class Pace:
             self._right[level] *= 0.5
         self._asked[level] += 1
         self._right[level] += right
+
+    def made(self, count: int, seconds: float) -> None:
+        """To make so many guesses took so long."""
+        if self._single:
+            self.step += 0.25 * (seconds / count / self._single - self.step)
 
     def took(self, size: int, seconds: float) -> None:
         """An evaluation of `size` tokens took so long."""
@@ -79,8 +91,9 @@ class Pace:
                 chance *= self._right[level] / self._asked[level]
                 expected += chance
                 guessed += 1
-            if expected / self._cost[size] > gain:
-                chosen, gain = size - 1, expected / self._cost[size]
+            found = expected / (self._cost[size] + self.step * guessed)
+            if found > gain:
+                chosen, gain = guessed, found
         return chosen
 
 
@@ -92,7 +105,7 @@ class Lookup:
     """Where the last tokens of a growing text have been before. `stretch` is how many they are; 0 is nowhere."""
 
     def __init__(self, tokens: Sequence[int]) -> None:
-        self._text: list[int] = []
+        self.text: list[int] = []
         self._places: dict[tuple[int, ...], int] = {}
         self._next = 0  # the place of the token that would follow, where there is a stretch
         self.stretch = 0
@@ -101,11 +114,11 @@ class Lookup:
 
     def guess(self, count: int) -> list[int]:
         """The tokens that followed the last time, at most `count`."""
-        return self._text[self._next : self._next + count] if self.stretch else []
+        return self.text[self._next : self._next + count] if self.stretch else []
 
     def add(self, token: int) -> None:
         """The text goes on with `token`."""
-        text = self._text
+        text = self.text
         if self.stretch and text[self._next] == token:
             self._next += 1
             self.stretch = min(_LONGEST, self.stretch + 1)
@@ -122,16 +135,53 @@ class Lookup:
                 self.stretch += 1
 
     def _index(self, token: int) -> None:
-        self._text.append(token)
-        if len(self._text) >= _GRAM:
-            self._places[tuple(self._text[-_GRAM:])] = len(self._text)
+        self.text.append(token)
+        if len(self.text) >= _GRAM:
+            self._places[tuple(self.text[-_GRAM:])] = len(self.text)
+
+
+class Draft:
+    """A small model that guesses for a large one; it takes over no more than the large one's tokens."""
+
+    def __init__(self, model: TokenModel) -> None:
+        self.model = model
+        self.pace = Pace([_FIRST_SHARE] * len(_STRETCHES))
+        self.pace.step = _FIRST_STEP
+        self._right = 0  # its guesses since the last wrong one
+        self._idle = 0  # tokens since the last guess
+        self._known = 0  # how long the text was then, with the guess
+
+    def guess(self, tokens: Sequence[int], most: int) -> list[int]:
+        """How the tokens may go on, as far as that pays."""
+        self._idle += 1
+        count = self.pace.best(self._right, most) or int(self._idle > _PATIENCE and most > 0)
+        if not count or len(tokens) + count >= self.model.context:
+            return []
+        self._idle = 0
+        started = time.perf_counter()
+        guess: list[int] = []
+        self.model.prefill(tokens)
+        with self.model.sampler(Sampling(temperature=0), ignore_eos=False, history=()) as sample:
+            while len(guess) < count:
+                if guess:
+                    self.model.feed(guess[-1])
+                guess.append(sample())
+        if len(tokens) <= self._known + 1:  # it had nothing to catch up with
+            self.pace.made(count, time.perf_counter() - started)
+        self._known = len(tokens) + count
+        return guess
+
+    def saw(self, right: bool) -> None:
+        self.pace.saw(self._right, right)
+        self._right = min(_LONGEST, self._right + 1) if right else 0
 
 
 class Speculation:
     """Feeds a model for one answer; `drafted` and `accepted` count the guesses."""
 
-    def __init__(self, model: Ahead, pace: Pace, tokens: Sequence[int]) -> None:
-        self._model, self._pace, self._lookup = model, pace, Lookup(tokens)
+    def __init__(self, model: Ahead, pace: Pace, tokens: Sequence[int], draft: Draft | None = None) -> None:
+        self._model, self._pace, self._lookup, self._draft = model, pace, Lookup(tokens), draft
+        self._drafts = False  # whether what is ahead is the small model's
         self.drafted = self.accepted = 0
 
     def feed(self, token: int, room: int) -> None:
@@ -141,12 +191,23 @@ class Speculation:
         if guessed:
             pace.saw(lookup.stretch, guessed[0] == token)
         lookup.add(token)
-        if model.ahead and model.ahead[0] == token:
-            model.feed(token)
-            self.accepted += 1
-            return
-        guess = lookup.guess(pace.best(lookup.stretch, min(room, model.lookahead))) if lookup.stretch else []
+        if model.ahead:
+            right = model.ahead[0] == token
+            if self._drafts and self._draft is not None:
+                self._draft.saw(right)
+            if right:
+                model.feed(token)
+                self.accepted += 1
+                return
+        most = min(room, model.lookahead)
+        guess = lookup.guess(pace.best(lookup.stretch, most)) if lookup.stretch else []
+        if self._draft is not None:
+            self._drafts = not guess
+            guess = guess or self._draft.guess(lookup.text, most)
         started = time.perf_counter()
         model.feed_ahead(token, guess)
-        pace.took(1 + len(guess), time.perf_counter() - started)
+        seconds = time.perf_counter() - started
         self.drafted += len(guess)
+        for known in (pace, self._draft.pace if self._draft else None):
+            if known:
+                known.took(1 + len(guess), seconds)

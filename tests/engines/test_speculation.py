@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 
 from localllm.engines import open_engine
+from localllm.engines.llama_cpp import open_draft
+from localllm.engines.llama_model import LlamaModel
 from localllm.engines.local import LocalEngine
 from localllm.engines.speculation import SIZES, Lookup, Pace
+from localllm.errors import UsageError
 from localllm.types import Constraint, EngineOptions, Limits, Message, Request, Sampling, Usage
+from tests.support.random_models import Model, write
 
 LINE = "The farmer on the hill watches his grey sheep near the old stone wall. "
 REPEAT = f"Repeat this three times, word by word: {LINE}"
@@ -120,6 +124,31 @@ def test_guesses_are_counted_and_leave_nothing_behind(engines: tuple[LocalEngine
     assert usage.drafted_tokens > usage.accepted_tokens > 10
     assert answer(plain, ask())[2].drafted_tokens == 0
     assert answer(eager, ask("Tell me of the sea."))[0] == answer(plain, ask("Tell me of the sea."))[0]
+
+
+def test_a_draft_model_changes_nothing(model_path: Path, engines: tuple[LocalEngine, LocalEngine]) -> None:
+    """The model drafts for itself, so that most of its guesses are right where it is greedy."""
+    options = EngineOptions(threads=1, context=256)
+    engine = open_engine("llama.cpp", model_path, options)
+    engine.model.allow_guesses(SIZES[-1] - 1)
+    engine.draft = open_draft(model_path, options, engine.model)
+    engine.draft.pace._cost = dict.fromkeys(SIZES, 0.5)
+    engine.draft.pace.step = 0.0
+    engine.draft.pace.made = engine.draft.pace.took = lambda *_: None
+    for sampling in (Sampling(temperature=0), Sampling(temperature=1, seed=2)):
+        request = ask("Tell me of the sea.", sampling)
+        expected, text, _ = answer(engines[0], request)
+        found, same, usage = answer(engine, request)
+        assert (found, same) == (expected, text)
+        assert usage.drafted_tokens > 0
+        assert sampling.temperature or usage.accepted_tokens > 0.8 * usage.drafted_tokens
+    engine.close()
+
+
+def test_a_draft_model_of_other_tokens(model: LlamaModel, tmp_path: Path) -> None:
+    other = write(tmp_path / "other.gguf", Model("llama"))
+    with pytest.raises(UsageError, match="another vocabulary"):
+        open_draft(other, EngineOptions(threads=1), model)
 
 
 def test_forms_hold(engines: tuple[LocalEngine, LocalEngine]) -> None:
