@@ -204,6 +204,6 @@ def _save(
         if format == "npy":
             vectors.save_npy(beside, parts, dimensions)
         else:
-            with beside.open("w", encoding="utf-8", newline="\n") as file:
+            with beside.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
                 vectors.write(file, parts, format, name, dimensions)
     print(output)

@@ -26,12 +26,12 @@ class JsonTokenizer:
     """Raises BadModelFile. `ends` are the ids that end an answer by the model's configuration."""
 
     def __init__(self, path: Path, settings: dict[str, Any], ends: Iterable[int] = ()) -> None:
-        self._tokenizer = _load(path)
+        self._tokenizer = load_tokenizer(path)
         self._added = self._tokenizer.get_added_tokens_decoder()
         self._to_bytes = _alphabet(path)
         self._pieces: dict[int, bytes] = {}
         self.size = max([self._tokenizer.get_vocab_size(with_added_tokens=True), *(i + 1 for i in self._added)])
-        self.begin_text, self.end_text = (_content(settings.get(f"{key}_token")) for key in ("bos", "eos"))
+        self.begin_text, self.end_text = (content_of(settings.get(f"{key}_token")) for key in ("bos", "eos"))
         self._begin = self._begins(settings)
         if self._begin and not self.begin_text:
             self.begin_text = self._tokenizer.id_to_token(self._begin[0]) or ""
@@ -105,7 +105,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def _load(path: Path) -> Any:
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizers package's Tokenizer of a file. Raises BadModelFile."""
     import tokenizers
 
     if not path.is_file():
@@ -122,7 +123,7 @@ def _load(path: Path) -> Any:
         raise BadModelFile(f"{path} is no tokenizer: {str(error).splitlines()[0] if str(error) else error!r}") from None
 
 
-def _content(token: Any) -> str:
+def content_of(token: Any) -> str:
     """A special token's text, which configurations write as such or as an object."""
     found = token.get("content") if isinstance(token, dict) else token
     return found if isinstance(found, str) else ""

@@ -10,7 +10,7 @@ import pytest
 
 from localllm.convert.onnx import export
 from localllm.engines import open_embedder, open_masked
-from localllm.errors import BadModelFile, LocalLLMError, ModelNotFound, UsageError
+from localllm.errors import BadModelFile, LocalLLMError, UsageError
 from localllm.jobs.fill_mask import fill
 from localllm.types import EngineOptions
 from tests.support import checkpoints, masked, sentences
@@ -82,7 +82,7 @@ def test_a_decoder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "kind", "message"),
     [
-        ("tokenizer.json", None, ModelNotFound, "no tokenizer.json"),
+        ("tokenizer.json", None, BadModelFile, "no tokenizer.json"),
         ("tokenizer.json", b"{}", BadModelFile, "is no tokenizer"),
         ("tokenizer.json", b"\0\xff", BadModelFile, "is no tokenizer"),
         ("model.onnx", b"", BadModelFile, "model.onnx"),
