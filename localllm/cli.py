@@ -16,6 +16,7 @@ from localllm.commands.batch import batch
 from localllm.commands.bench import bench
 from localllm.commands.cache import cache
 from localllm.commands.chat import chat
+from localllm.commands.completion import completion
 from localllm.commands.config import config
 from localllm.commands.convert import convert
 from localllm.commands.doctor import doctor
@@ -184,7 +185,7 @@ for panel, commands in {
     "Look inside": (tokenize, explain),
     "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
     "Make": (convert, quantize, imatrix, evaluate, tune),
-    "Machine": (bench, doctor),
+    "Machine": (bench, doctor, completion),
 }.items():
     for command in commands:
         app.command(command.__name__.rstrip("_").replace("_", "-"), rich_help_panel=panel)(command)
