@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from localllm.errors import LocalLLMError
 from localllm.fields import check_all, option
@@ -318,6 +318,50 @@ class Tokenizer(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What an engine calls the model, the bytes of its weights, and the number of its parameters."""
+
+    type: str
+    size: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What computes a model: backends or providers, the GPUs there are, and the layers on them."""
+
+    backends: str
+    gpus: str = ""
+    gpu_layers: int = 0
+
+
+class SequenceModel(Tokenizer, Protocol):
+    """A model that gives the logits of many positions of sequences of equal length."""
+
+    vocabulary_size: int
+    trained_context: int
+    abort: Any
+
+    @property
+    def begin_token(self) -> int | None:
+        """The id that every sequence starts with, where the model wants one."""
+        ...
+
+    def open_scoring(self, length: int, first: int) -> int:
+        """Make room for sequences of `length` tokens whose logits are wanted from position `first` on.
+
+        Returns how many sequences are best given at once. Raises UsageError.
+        """
+        ...
+
+    def score(self, sequences: Sequence[Sequence[int]]) -> NDArray[np.float32]:
+        """Logits, (sequences, positions from the first wanted one on, vocabulary_size), until the next call."""
+        ...
+
+    def interruptible(self) -> AbstractContextManager[None]: ...
 
 
 class TextModel(Tokenizer, Protocol):

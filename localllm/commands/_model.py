@@ -48,7 +48,7 @@ def split_model(words: list[str], model: str | None) -> tuple[str | None, list[s
     if known:
         return first, words[1:]
     if looks_like_model(first):
-        if first.lower().endswith(".gguf") and first.count("/") != 2:
+        if first.lower().endswith((".gguf", ".onnx")) and first.count("/") != 2:
             raise ModelNotFound(f"no such file: {first}", "localllm list shows what is here")
         raise ModelNotFound(
             f"{first!r} looks like a model, and there is none of that name here",
@@ -77,10 +77,10 @@ def _fetch(reference: Reference, entry: Entry | None, *, yes: bool) -> Path:
         return fetch_entry(entry)
     assert isinstance(reference, HubReference)
     plan = make_plan(reference)
-    if plan.variant.format != "gguf":
+    if plan.variant.format == "safetensors":
         raise BadModelFile(
-            f"{reference} is a model in {plan.variant.format}, and only GGUF runs so far",
-            "look for a GGUF version: localllm search " + reference.repo,
+            f"{reference} is a checkpoint, and GGUF and ONNX models run",
+            f"localllm convert {reference.repository} makes one; localllm search {reference.repo} looks for one",
         )
     say(f"{reference} is not here yet: {describe_plan(plan)}.")
     agree(str(reference), yes)

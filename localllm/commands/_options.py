@@ -24,7 +24,12 @@ EventsOption = Annotated[bool, typer.Option("--json", help="Print progress and r
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no remarks.")]
 ReferencesArgument = Annotated[list[str], typer.Argument(metavar="MODEL...", help="Names, owner/repo[:QUANT], files.")]
 ReferenceArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A name, owner/repo[:QUANT] or a file.")]
-EngineOption = Annotated[str, typer.Option("--engine", help="llama.cpp, or fake (answers with the file it is given).")]
+EngineOption = Annotated[
+    str,
+    typer.Option(
+        "--engine", help="auto (by the model's format), llama.cpp, onnx, or fake (answers with the file it is given)."
+    ),
+]
 SystemOption = Annotated[Optional[str], typer.Option("--system", "-s", help="The system prompt.")]  # noqa: UP045
 
 

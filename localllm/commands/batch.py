@@ -57,7 +57,7 @@ def batch(
     ] = None,
     retries: Annotated[int, typer.Option("--retries", min=0, max=100, help="Times a failed row is tried again.")] = 1,
     model: ModelOption = None,
-    engine: EngineOption = "llama.cpp",
+    engine: EngineOption = "auto",
     yes: YesOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,

@@ -34,9 +34,7 @@ def bench(
 
     from localllm import hardware
     from localllm.commands._model import resolve
-    from localllm.engines import native
-    from localllm.engines.llama_cpp import load
-    from localllm.formats.gguf import read_model
+    from localllm.engines import open_bare
     from localllm.jobs.bench import BenchResult
     from localllm.jobs.bench import bench as run_bench
     from localllm.settings import build, load_settings
@@ -46,14 +44,13 @@ def bench(
     found = resolve(model or name or settings.model, yes=yes)
     own = settings.of(found.name, model or name or settings.model)
     options = build(EngineOptions, found.options, own, given)
-    opened = load(read_model(found.path), options)
+    opened, where = open_bare(found.path, options)
     try:
         description = opened.describe()
-        backends = ",".join(dict.fromkeys(_backend(d.name) for d in native.devices()))
         common = {
             "cpu_info": hardware.processor(),
-            "gpu_info": ", ".join(d.description for d in native.devices() if d.kind in ("gpu", "igpu")),
-            "backends": backends,
+            "gpu_info": where.gpus,
+            "backends": where.backends,
             "model_filename": str(found.path),
             "model_type": description.type,
             "model_size": description.size,
@@ -61,7 +58,7 @@ def bench(
             "n_threads": options.threads or hardware.physical_cores(),
             "type_k": options.cache_type_k,
             "type_v": options.cache_type_v,
-            "n_gpu_layers": opened.gpu_layers,
+            "n_gpu_layers": where.gpu_layers,
         }
         results: list[BenchResult] = []
         for result in run_bench(opened, opened.vocabulary_size, repetitions=repetitions, **sizes):
@@ -82,10 +79,6 @@ def _sizes(text: str) -> list[int]:
     if min(sizes) < 0:
         raise UsageError(f"{text!r} is not a list of whole numbers", "for example -p 512,1024")
     return sizes
-
-
-def _backend(device: str) -> str:
-    return device.rstrip("0123456789")
 
 
 def _fields(result: Any) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def chat(
     ] = None,
     model: ModelOption = None,
     system: SystemOption = None,
-    engine: EngineOption = "llama.cpp",
+    engine: EngineOption = "auto",
     last: Annotated[bool, typer.Option("--continue", help="Go on with the last conversation.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with conversation ID, or choose one.")] = False,
     yes: YesOption = False,

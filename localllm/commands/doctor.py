@@ -56,7 +56,7 @@ def examine() -> dict[str, dict[str, Any]]:
             "disk free": shutil.disk_usage(_existing(data)).free,
         },
         "llama.cpp": _llama_cpp(hardware.gpus()),
-        "onnxruntime": _onnxruntime(),
+        "onnxruntime": _onnxruntime(hardware.gpus()),
         "places": {
             "models": str(data / "models"),
             "Hub cache": str(store.hub_cache()),
@@ -118,12 +118,40 @@ def advice(gpus: Sequence[Gpu], device_kinds: Sequence[str], offload: bool) -> l
     return lines
 
 
-def _onnxruntime() -> dict[str, Any]:
+def provider_advice(gpus: Sequence[Gpu], tried: Sequence[str]) -> list[str]:
+    """For each GPU on the bus that no installed provider is for, the package that brings one."""
+    from localllm.engines import providers
+
+    lines = []
+    for gpu in gpus:
+        wanted = _PROVIDERS.get(gpu.vendor, ())
+        if wanted and not set(wanted) & set(tried):
+            lines.append(f"{gpu.vendor} GPU at {gpu.address} is not used: pip install {providers.package(wanted[0])}")
+    return lines
+
+
+_PROVIDERS = {
+    "NVIDIA": ("cuda", "tensorrt-rtx", "directml", "webgpu"),
+    "AMD": ("migraphx", "rocm", "directml", "webgpu"),
+    "Intel": ("openvino", "directml", "webgpu"),
+}
+
+
+def _onnxruntime(gpus: Sequence[Gpu]) -> dict[str, Any]:
     try:
         import onnxruntime
     except ImportError as error:
         return {"error": f"{error} (pip install onnxruntime)"}
-    return {"version": onnxruntime.__version__, "providers": list(onnxruntime.get_available_providers())}
+    from localllm.engines import providers
+
+    available = onnxruntime.get_available_providers()
+    tried = providers.to_try("auto", available)
+    return {
+        "version": onnxruntime.__version__,
+        "providers": tried,
+        "used": f"{tried[0]}: {providers.full_name(tried[0])}" + (", else the next" if len(tried) > 1 else ""),
+        "advice": provider_advice(gpus, tried) or ["none: every device that was found is used"],
+    }
 
 
 def _existing(path: Path) -> Path:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @with_options(EngineOptions, without=("context", "template"))
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF or a model's name.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A GGUF, an ONNX model or a model's name.")],
     against: Annotated[str, typer.Option("--against", metavar="REFERENCE", help="The model it was made of.")] = "",
     text: TextOption = None,
     ctx: Annotated[int, typer.Option("--ctx", min=8, help="Tokens of a chunk; its second half is predicted.")] = 512,
@@ -32,14 +32,14 @@ def evaluate(
     import json
     from dataclasses import asdict
 
-    from localllm.commands._gguf import gguf_of
-    from localllm.engines.llama_cpp import open_scorer
+    from localllm.commands._model import resolve
+    from localllm.engines import open_scorer
     from localllm.jobs.evaluate import evaluate
     from localllm.ui.progress import work_progress
 
     options = build(EngineOptions, load_settings().given, given or {})
     content, _ = read_text(text, evaluation=True)
-    paths = [gguf_of(name, yes=yes)[0] for name in (model, against) if name]
+    paths = [resolve(name, yes=yes).path for name in (model, against) if name]
     with ExitStack() as stack:
         scorers = [stack.enter_context(closing(open_scorer(path, options))) for path in paths]
         stack.enter_context(scorers[0].interruptible())

@@ -87,7 +87,7 @@ def explain(
             show_attention(opened[0], tokens, found.name, view)
             return
         if others:
-            opened[1].abort = opened[0].abort  # Ctrl-C ends whichever is at work
+            opened[0].abort.followers.append(opened[1].abort)  # Ctrl-C ends whichever is at work
         steps = explain(opened[0], tokens, top=top, more=more, sampling=sampling)
         if not others:
             explained = collect(steps) if as_json else heat.stream(steps)

@@ -36,7 +36,7 @@ def run(
     ] = None,
     model: ModelOption = None,
     system: SystemOption = None,
-    engine: EngineOption = "llama.cpp",
+    engine: EngineOption = "auto",
     yes: YesOption = False,
     verbose: VerboseOption = False,
     quiet: QuietOption = False,

@@ -50,11 +50,45 @@ def show(
 def _read(model: Installed) -> Header:
     from localllm.formats.gguf import read_model
 
+    if model.format == "onnx":
+        return _of_onnx(model)
     return read_model(model.path) if model.format == "gguf" else _of_checkpoint(model)
 
 
+def _of_onnx(model: Installed) -> Header:
+    """An ONNX model's graph, configuration and constants, told in the words of a GGUF's header."""
+    from localllm.engines.onnx_folder import read_folder
+    from localllm.formats import gguf, onnx
+
+    found, folder = onnx.read_model(model.path), read_folder(model.path)
+    decoder = folder.genai["model"] if isinstance(folder.genai.get("model"), dict) else {}
+    architecture = str(folder.config.get("model_type") or decoder.get("type") or "unknown")
+
+    def values(ones: Any) -> str:
+        return ", ".join(f"{v.name} {v.type} ({', '.join(str(n or '?') for n in v.shape)})" for v in ones)
+
+    metadata: dict[str, Any] = {f"config.{key}": value for key, value in folder.config.items()}
+    metadata |= {
+        "general.architecture": architecture,
+        f"{architecture}.context_length": folder.trained,
+        f"{architecture}.block_count": folder.config.get("num_hidden_layers", 0),
+        f"{architecture}.embedding_length": folder.config.get("hidden_size", 0),
+        "onnx.parameters": found.parameters,
+        "onnx.producer": found.producer,
+        "onnx.opsets": ", ".join(f"{domain or 'ai.onnx'} {version}" for domain, version in found.opsets.items()),
+        "onnx.inputs": values(found.inputs),
+        "onnx.outputs": values(found.outputs),
+        "onnx.nodes": len(found.nodes),
+    }
+    if folder.template is not None:
+        metadata["tokenizer.chat_template"] = folder.template
+    places = {(t.file, t.offset, "" if t.file else t.name): t for t in found.tensors.values()}  # of several names one
+    tensors = tuple(gguf.Tensor(t.name, t.shape[::-1], t.type, t.offset, t.size) for t in places.values())
+    return gguf.Header(model.path, model.size, metadata, tensors)
+
+
 def _of_checkpoint(model: Installed) -> Header:
-    """A checkpoint's configuration and tensors, told in the words of a GGUF's header; of ONNX the configuration."""
+    """A checkpoint's configuration and tensors, told in the words of a GGUF's header."""
     from localllm.formats import gguf, safetensors
 
     config = _json_beside(model, "config.json")
@@ -67,7 +101,7 @@ def _of_checkpoint(model: Installed) -> Header:
     metadata["general.architecture"] = architecture
     if (template := _template_beside(model)) is not None:
         metadata["tokenizer.chat_template"] = template
-    rows = [t for f in model.files if model.format == "safetensors" for t in safetensors.read_header(f.path).tensors]
+    rows = [t for f in model.files for t in safetensors.read_header(f.path).tensors]
     tensors = tuple(gguf.Tensor(t.name, t.shape[::-1], t.dtype, t.offset, t.size) for t in rows)
     return gguf.Header(model.path, model.size, metadata, tensors)
 
@@ -136,17 +170,19 @@ def _summary(header: Header, place: dict[str, Any]) -> dict[str, Any]:
         row["tensors"] += 1
         row["bytes"] += tensor.size
     metadata = header.metadata
+    # What is packed in an ONNX model has more numbers than its tensor has elements.
+    parameters = metadata.get("onnx.parameters", header.parameters)
     size = sum(file["size"] for file in place["files"])
     return {
         **place,
         "architecture": header.architecture,
         "title": metadata.get("general.name", ""),
-        "parameters": header.parameters,
+        "parameters": parameters,
         "context": header.get("context_length", 0),
         "layers": header.get("block_count", 0),
         "embedding": header.get("embedding_length", 0),
         "size": size,
-        "bits_per_weight": round(8 * sum(t.size for t in header.tensors) / max(1, header.parameters), 2),
+        "bits_per_weight": round(8 * sum(t.size for t in header.tensors) / max(1, parameters), 2),
         "types": dict(sorted(types.items(), key=lambda item: -item[1]["bytes"])),
         "licence": metadata.get("general.license", ""),
         "tokenizer": metadata.get("tokenizer.ggml.model", ""),
@@ -212,6 +248,6 @@ def _print(summary: dict[str, Any], header: Header, *, tensors: bool) -> None:
         print_table(("tensor", "type", "shape", "size"), rows, right=(3,))
         return
     for key, value in _metadata(header).items():
-        text = f"{value['length']:,} items" if isinstance(value, dict) else str(value)
+        text = f"{value['length']:,} items" if isinstance(value, dict) and [*value] == ["length"] else str(value)
         cut = text if len(text) <= LONGEST else f"{text[:LONGEST]}... ({len(text):,} characters)"
         print(visible(f"{key} = {' '.join(cut.split())}"))

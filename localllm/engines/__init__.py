@@ -8,7 +8,7 @@ from typing import Any
 
 from localllm.errors import BadModelFile, UsageError
 from localllm.formats.sentence import POOLINGS
-from localllm.types import Answers, Embedder, Engine, EngineOptions, MaskedModel
+from localllm.types import Answers, Embedder, Engine, EngineOptions, MaskedModel, Place
 
 # kind -> the module whose `open_model(path, options, single=...)` makes an Engine.
 ENGINES = {
@@ -21,7 +21,7 @@ _ENCODERS = "localllm.engines.onnx_encoder"
 
 def open_engine(kind: str, path: Path, options: EngineOptions, *, single: bool = False) -> Any:
     """Open a model file; `single` promises one request only. Raises BadModelFile, EngineError, UsageError."""
-    return _module(kind).open_model(path, options, single=single)
+    return _module(kind, path).open_model(path, options, single=single)
 
 
 def open_together(kind: str, path: Path, options: EngineOptions, most: int | None) -> tuple[Engine, Answers]:
@@ -29,7 +29,7 @@ def open_together(kind: str, path: Path, options: EngineOptions, most: int | Non
 
     `most` are the sequences, without it as many as there is memory for.
     """
-    module = _module(kind)
+    module = _module(kind, path)
     if hasattr(module, "open_together"):
         opened: tuple[Engine, Answers] = module.open_together(path, options, most)
         return opened
@@ -41,9 +41,15 @@ def open_together(kind: str, path: Path, options: EngineOptions, most: int | Non
     return engine, partial(one_by_one, engine)
 
 
-def _module(kind: str) -> Any:
+def kind_of(path: Path) -> str:
+    """The engine that a model file is for."""
+    return "onnx" if path.suffix.lower() == ".onnx" or path.is_dir() else "llama.cpp"
+
+
+def _module(kind: str, path: Path) -> Any:
+    kind = kind_of(path) if kind == "auto" else kind
     if kind not in ENGINES:
-        raise UsageError(f"--engine {kind}: the engines are {', '.join(ENGINES)}")
+        raise UsageError(f"--engine {kind}: the engines are auto, {', '.join(ENGINES)}")
     return importlib.import_module(ENGINES[kind])
 
 
@@ -72,9 +78,20 @@ def open_masked(path: Path, options: EngineOptions) -> MaskedModel:
 
 def open_tokenizer(path: Path, template: str = "none") -> Any:
     """The tokenizer of a model file, with its chat template where one is asked for: a `local.Prompter`."""
-    return importlib.import_module(ENGINES["llama.cpp"]).open_tokenizer(path, template)
+    return _module("auto", path).open_tokenizer(path, template)
 
 
 def open_text_model(path: Path, options: EngineOptions) -> Any:
     """A `TextModel`: the logits of every position of a text."""
-    return importlib.import_module(ENGINES["llama.cpp"]).open_text_model(path, options)
+    return _module("auto", path).open_text_model(path, options)
+
+
+def open_bare(path: Path, options: EngineOptions) -> tuple[Any, Place]:
+    """A `TokenModel` that can `describe` itself, without a template, and what computes it."""
+    opened: tuple[Any, Place] = _module("auto", path).open_bare(path, options)
+    return opened
+
+
+def open_scorer(path: Path, options: EngineOptions) -> Any:
+    """A `Scorer`: the logits of many positions of many sequences."""
+    return _module("auto", path).open_scorer(path, options)

@@ -14,16 +14,41 @@ import os
 import signal
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 ]
 
 
-class AbortFlag:
+class Flag(ABC):
+    """What native code looks at while it works; `followers` go up and down with it."""
+
+    def __init__(self) -> None:
+        self.followers: list[Flag] = []
+
+    @property
+    @abstractmethod
+    def is_up(self) -> bool: ...
+
+    @abstractmethod
+    def set(self, up: bool) -> None: ...
+
+    def put_up(self) -> None:
+        self.set(True)
+        for other in self.followers:
+            other.put_up()
+
+    def take_down(self) -> None:
+        self.set(False)
+        for other in self.followers:
+            other.take_down()
+
+
+class AbortFlag(Flag):
     """A flag that native code can poll without a call into Python.
 
     llama.cpp asks `bool callback(void *data)` at every node of the graph, some 500 times a token; a Python function
@@ -32,6 +57,7 @@ class AbortFlag:
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._bytes = ctypes.create_string_buffer(2)
         library = ctypes.CDLL(None) if os.name == "posix" else ctypes.CDLL("msvcrt")
         self.callback = ctypes.cast(library.strlen, ctypes.c_void_p)
@@ -41,19 +67,8 @@ class AbortFlag:
     def is_up(self) -> bool:
         return self._bytes.raw[0] != 0
 
-    def put_up(self) -> None:
-        self._bytes[0] = b"\1"
-
-    def take_down(self) -> None:
-        self._bytes[0] = b"\0"
-
-
-class Flag(Protocol):
-    """What native code looks at while it works."""
-
-    def put_up(self) -> None: ...
-
-    def take_down(self) -> None: ...
+    def set(self, up: bool) -> None:
+        self._bytes[0] = b"\1" if up else b"\0"
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from localllm.errors import EngineError, UsageError
 from localllm.formats.gguf import Header, read_header, read_model
 from localllm.formats.sentence import Pooling
 from localllm.text.template import BUILT_IN, ChatTemplate, template_source
-from localllm.types import Answers, EngineOptions
+from localllm.types import Answers, EngineOptions, Place
 
 if TYPE_CHECKING:
     from localllm.engines.speculation import Draft
@@ -116,6 +116,14 @@ def open_embedder(path: Path, options: EngineOptions, pooling: Pooling | None = 
         model.close()
         raise
     return model
+
+
+def open_bare(path: Path, options: EngineOptions) -> tuple[LlamaModel, Place]:
+    """A model without its template, and the backends that compute it."""
+    model = load(read_model(path), options)
+    backends = ",".join(dict.fromkeys(d.name.rstrip("0123456789") for d in native.devices()))
+    gpus = ", ".join(d.description for d in native.devices() if d.kind in ("gpu", "igpu"))
+    return model, Place(backends, gpus, model.gpu_layers)
 
 
 def load(header: Header, options: EngineOptions) -> LlamaModel:

@@ -11,7 +11,6 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +24,7 @@ from localllm.engines.vocabulary import Vocabulary, keep_accents
 from localllm.errors import BadModelFile, ContextOverflow, EngineError
 from localllm.formats.gguf import TYPE_IDS, read_header
 from localllm.text.biases import read_biases
-from localllm.types import EngineOptions, Mask, Sampling
+from localllm.types import EngineOptions, Mask, ModelDescription, Sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,15 +33,6 @@ if TYPE_CHECKING:
 BATCH = 2048
 _ONE_SEQUENCE = {"n_batch": BATCH, "swa_full": False}
 _FLASH = {"auto": -1, "off": 0, "on": 1}
-
-
-@dataclass(frozen=True, slots=True)
-class ModelDescription:
-    """What llama.cpp calls the model, the bytes of its tensors, and the number of its parameters."""
-
-    type: str
-    size: int
-    parameters: int
 
 
 class LlamaModel(Vocabulary):

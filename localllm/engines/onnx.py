@@ -9,17 +9,19 @@ from typing import TypeVar
 
 from localllm import fit, hardware
 from localllm.engines import providers
-from localllm.engines.local import LocalEngine
+from localllm.engines.local import LocalEngine, Prompter
 from localllm.engines.onnx_folder import Folder, read_folder
 from localllm.engines.onnx_graph import Interface, interface
 from localllm.engines.onnx_model import Limits, OnnxModel
 from localllm.engines.onnx_runner import RunFlag
+from localllm.engines.onnx_scorer import OnnxScorer
 from localllm.engines.onnx_session import open_session, runtime
+from localllm.engines.onnx_tokenizer import JsonTokenizer
 from localllm.errors import OutOfMemory, UsageError
 from localllm.formats.onnx import Model, read_model
-from localllm.formats.onnx_trim import trimmed
+from localllm.formats.onnx_edit import edited
 from localllm.text.template import ChatTemplate, template_source
-from localllm.types import EngineOptions
+from localllm.types import EngineOptions, ModelDescription, Place
 
 _Kind = TypeVar("_Kind", bound=OnnxModel)
 _NOT_HERE = ("cache_type_k", "cache_type_v", "flash_attention", "mmap")
@@ -40,6 +42,28 @@ def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> L
         raise
 
 
+def open_tokenizer(path: Path, template: str) -> Prompter:
+    """The tokenizer and the chat template alone. Raises ModelNotFound, BadModelFile, UsageError."""
+    folder = read_folder(path)
+    vocabulary = JsonTokenizer(folder.tokenizer, folder.settings, folder.ends)
+    chosen, notice = template_source(template, folder.template, _is_chat_model(folder), vocabulary)
+    return Prompter(vocabulary, ChatTemplate(chosen) if chosen else None, notices=(notice,) if notice else ())
+
+
+def open_bare(path: Path, options: EngineOptions) -> tuple[OnnxModel, Place]:
+    """A model without its template, and the provider that computes it."""
+    model, _ = load(read_folder(path), options)
+    return model, Place(providers.full_name(model.provider).removesuffix("ExecutionProvider"))
+
+
+def open_scorer(path: Path, options: EngineOptions) -> OnnxScorer:
+    """The same for whatever measures a model: no template, the logits of every position."""
+    return _load(read_folder(path), options, OnnxScorer, last_only=False)[0]
+
+
+open_text_model = open_scorer
+
+
 def load(folder: Folder, options: EngineOptions) -> tuple[OnnxModel, tuple[str, ...]]:
     """The model without its template, and what the user should know."""
     return _load(folder, options, OnnxModel, last_only=True)
@@ -57,13 +81,25 @@ def _load(
     face = interface(model, folder.config, folder.genai)
     limits = _limits(folder, face, options)
     _require_memory(model, face, limits.context)
-    edited = trimmed(model, face.logits.name) if last_only and face.keep is None else None
-    opened = open_session(model, edited, names, options.threads or hardware.physical_cores())
+    made = edited(model, face.logits.name if last_only and face.keep is None else None)
+    opened = open_session(model, made, names, options.threads or hardware.physical_cores())
     loaded = kind(
         opened.session, face, opened.provider, limits, (folder.tokenizer, folder.settings, folder.ends),
-        flag=RunFlag(), single=edited is not None,
+        flag=RunFlag(), single=made is not None and made.last_only, description=describe(model, folder),
     )  # fmt: skip
     return loaded, (*opened.notices, *_ignored(options))
+
+
+def describe(model: Model, folder: Folder) -> ModelDescription:
+    """What a model is called; a matrix that the configuration calls tied counts once, though it be there twice."""
+    name = str(folder.config.get("model_type") or _genai_type(folder) or "unknown")
+    parameters = model.parameters - (model.twice() if folder.config.get("tie_word_embeddings") is True else 0)
+    return ModelDescription(f"{name} {model.kind} ONNX", model.total_size, parameters)
+
+
+def _genai_type(folder: Folder) -> object:
+    model = folder.genai.get("model")
+    return model.get("type") if isinstance(model, dict) else None
 
 
 def _limits(folder: Folder, face: Interface, options: EngineOptions) -> Limits:

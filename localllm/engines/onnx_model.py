@@ -19,7 +19,7 @@ from localllm.engines.onnx_tokenizer import JsonTokenizer
 from localllm.errors import ContextOverflow
 from localllm.text.biases import read_biases
 from localllm.text.sampling import Breakers, Sampler, find_breakers
-from localllm.types import Mask, Sampling
+from localllm.types import Mask, ModelDescription, Sampling
 
 CHUNK = 512  # tokens of a prompt that are evaluated at once
 
@@ -45,8 +45,10 @@ class OnnxModel(JsonTokenizer):
         *,
         flag: RunFlag,
         single: bool,
+        description: ModelDescription,
     ) -> None:
         super().__init__(*tokenizer)
+        self._description = description
         self.abort = flag
         self.provider = provider
         self.context, self.trained_context = limits.context, limits.trained
@@ -56,6 +58,9 @@ class OnnxModel(JsonTokenizer):
         self._held: list[int] = []
         self._is_open = False
         self._breakers: dict[tuple[str, ...], Breakers] = {}
+
+    def describe(self) -> ModelDescription:
+        return self._description
 
     def open_context(self, length: int | None = None) -> None:
         self.context = length or self.context
@@ -108,12 +113,13 @@ class OnnxModel(JsonTokenizer):
         self._held = self._held[:same]
         return same
 
-    def _evaluate(self, tokens: Sequence[int]) -> None:
+    def _evaluate(self, tokens: Sequence[int], rows: int = 1) -> None:
+        """Evaluate tokens behind those that are held; `rows` are the last positions whose logits are wanted."""
         self._raise_if_interrupted()
         if self._interface.caches:
-            self._running.run(tokens, len(self._held))
+            self._running.run(tokens, len(self._held), rows)
         else:
-            self._running.run([*self._held, *tokens], 0)
+            self._running.run([*self._held, *tokens], 0, rows)
         self._raise_if_interrupted()
         self._held.extend(tokens)
 

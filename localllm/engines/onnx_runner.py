@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from localllm.engines import providers
+from localllm.engines.interrupt import Flag
 from localllm.engines.onnx_graph import Cache, Interface
 from localllm.engines.onnx_session import run_error, runtime
 from localllm.formats.onnx import Value
@@ -23,10 +24,11 @@ _BFLOAT16 = 16
 _NUMPY = {"f32": np.float32, "f16": np.float16, "bf16": np.uint16, "i64": np.int64, "i32": np.int32}
 
 
-class RunFlag:
-    """What `abort_on_interrupt` puts up; ONNX Runtime looks at it between two nodes of the graph."""
+class RunFlag(Flag):
+    """ONNX Runtime looks at it between two nodes of the graph."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.options = runtime().RunOptions()
         self.options.log_severity_level = 4
 
@@ -34,11 +36,8 @@ class RunFlag:
     def is_up(self) -> bool:
         return bool(self.options.terminate)
 
-    def put_up(self) -> None:
-        self.options.terminate = True
-
-    def take_down(self) -> None:
-        self.options.terminate = False
+    def set(self, up: bool) -> None:
+        self.options.terminate = up
 
 
 class Runner:
@@ -66,8 +65,6 @@ class Runner:
             for cache, value in zip(face.caches, self._values, strict=True):
                 self._binding.bind_ortvalue_input(cache.past, value)
                 self._binding.bind_ortvalue_output(cache.present, value)
-        if face.keep is not None:
-            self._bind(face.keep.name, np.ones((1,) * len(face.keep.shape), _NUMPY[face.keep.type]))
 
     def cut(self, length: int) -> None:
         """Keep the first `length` tokens of the caches; of those that do not grow, none or all can be kept."""
@@ -79,8 +76,11 @@ class Runner:
         else:
             self._values = [self._value(self._zeros(cache, 0), cache) for cache, _ in caches]
 
-    def run(self, tokens: Sequence[int], past: int) -> None:
-        """Evaluate tokens that follow `past` others. Raises KeyboardInterrupt, EngineError."""
+    def run(self, tokens: Sequence[int], past: int, rows: int = 1) -> None:
+        """Evaluate tokens that follow `past` others; the logits of the last `rows` are wanted.
+
+        Raises KeyboardInterrupt, EngineError.
+        """
         face, count = self._interface, len(tokens)
         self._give(face.ids, tokens, count)
         if face.positions is not None:
@@ -89,7 +89,9 @@ class Runner:
             self._bind(face.mask.name, self._ones[:, : past + count])
         if face.branch is not None:
             self._bind(face.branch, np.array([past > 0]))
-        fixed = bool(face.vocabulary_size) and (self._single or count == 1)
+        if face.keep is not None:
+            self._bind(face.keep.name, np.full((1,) * len(face.keep.shape), rows, _NUMPY[face.keep.type]))
+        fixed = bool(face.vocabulary_size) and rows == 1 and (self._single or count == 1)
         if not fixed:
             self._binding.bind_output(face.logits.name)
         elif not self._is_fixed:
@@ -113,9 +115,9 @@ class Runner:
         """Of the last position, float32 (vocabulary,); they hold until the next run."""
         return _floats(self._rows[0, -1], self._interface.logits.type)
 
-    def all_logits(self, first: int) -> Floats:
-        """Of the positions of the last run from `first` on, float32 (positions, vocabulary)."""
-        return _floats(self._rows[0, first:], self._interface.logits.type)
+    def all_logits(self) -> Floats:
+        """Of the positions of the last run, float32 (positions, vocabulary)."""
+        return _floats(self._rows[0], self._interface.logits.type)
 
     def _evaluate(self) -> None:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 from localllm.engines import providers
 from localllm.errors import BadModelFile, EngineError, LocalLLMError, OutOfMemory
 from localllm.formats.onnx import Model
+from localllm.formats.onnx_edit import Edited
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _SILENT, _WARNING = 4, 2
@@ -35,9 +36,9 @@ def runtime() -> Any:
 
 
 def open_session(
-    model: Model, edited: bytes | None, names: Sequence[str], threads: int, *, verbose: bool = False
+    model: Model, edited: Edited | None, names: Sequence[str], threads: int, *, verbose: bool = False
 ) -> Opened:
-    """A session on the first of the providers that starts; `edited` are the bytes to open in the file's place.
+    """A session on the first of the providers that starts; `edited` is what to open in the file's place.
 
     Raises BadModelFile, OutOfMemory, EngineError.
     """
@@ -57,15 +58,15 @@ def open_session(
     raise AssertionError("the CPU is always tried")
 
 
-def _session(model: Model, edited: bytes | None, provider: str, threads: int, *, verbose: bool) -> Any:
+def _session(model: Model, edited: Edited | None, provider: str, threads: int, *, verbose: bool) -> Any:
     ort = runtime()
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = _WARNING if verbose else _SILENT
     source: str | bytes = str(model.path)
     if edited is not None:
-        source = edited
-        options.add_session_config_entry(_FOLDER, str(model.path.parent))
+        source = edited.data
+        options.add_session_config_entry(_FOLDER, str(edited.folder))
     wanted = dict.fromkeys((providers.full_name(provider), "CPUExecutionProvider"))
     try:
         return ort.InferenceSession(source, options, providers=list(wanted), enable_fallback=0)

@@ -88,6 +88,32 @@ class Model:
     @property
     def parameters(self) -> int:
         """Weights, each once: what is packed counts with the numbers that are in it, scales and tables do not."""
+        return sum(self.weights.values())
+
+    @property
+    def kind(self) -> str:
+        """The type that most of the weights have: f32, f16, bf16, i8, or q4, q8 and so on for packed ones."""
+        packed = {n.inputs[1]: f"q{n.attributes.get('bits', 4)}" for n in self.nodes if n.operator == "MatMulNBits"}
+        found: dict[str, int] = {}
+        for name, count in self.weights.items():
+            kind = packed.get(name, self.tensors[name].type)
+            found[kind] = found.get(kind, 0) + count
+        return max(found, key=found.__getitem__, default="unknown")
+
+    def twice(self) -> int:
+        """Weights of an embedding that stand here a second time, as the matrix of a product."""
+        looked_up = {
+            self.weights.get(n.inputs[0], 0): n.inputs[0]
+            for n in self.nodes
+            if n.operator in ("Gather", "GatherBlockQuantized") and n.inputs[0] in self.weights
+        }
+        largest = max(looked_up, default=0)
+        again = [n for n, count in self.weights.items() if count == largest and n != looked_up.get(largest)]
+        return largest if again else 0
+
+    @property
+    def weights(self) -> dict[str, int]:
+        """Constants that are weights, and how many each holds; what has several names counts under the last."""
         counted = {name: t.elements for name, t in self.tensors.items() if t.type in _WEIGHTS}
         for node in self.nodes:
             packed, rest = _PACKED.get(node.operator, (None, ()))
@@ -97,7 +123,9 @@ class Model:
             name = node.inputs[packed] if packed is not None and packed < len(node.inputs) else ""
             if name in counted:
                 counted[name] = _unpacked(node, self.tensors[name])
-        return sum(counted.values())
+        places = {(t.file, t.offset) if t.file else (None, name): name for name, t in self.tensors.items()}
+        names = set(places.values())
+        return {name: count for name, count in counted.items() if name in names}
 
 
 _WEIGHTS = ("f32", "f16", "bf16", "f64", "u8", "i8", "u4", "i4", "u2", "i2")

@@ -80,6 +80,10 @@ def _read(model: Installed) -> Facts:
             return Facts(header.architecture, header.parameters, int(header.get("context_length", 0)))
         if model.format == "safetensors":
             return _read_checkpoint(model)
+        from localllm.formats import onnx
+
+        architecture, context = _config(model)
+        return Facts(architecture, onnx.read_model(model.path).parameters, context)
     except (LocalLLMError, TypeError, ValueError, OverflowError):
         pass  # a broken file is listed all the same; `show` and `verify` say what is wrong with it
     return Facts()
@@ -88,13 +92,19 @@ def _read(model: Installed) -> Facts:
 def _read_checkpoint(model: Installed) -> Facts:
     from localllm.formats.safetensors import read_header
 
-    config = model.path.parent / "config.json"
+    architecture, context = _config(model)
+    return Facts(architecture, sum(read_header(f.path).parameters for f in model.files), context)
+
+
+def _config(model: Installed) -> tuple[str, int]:
+    """Architecture and context by the configuration that came with a model; "" and 0 where there is none."""
+    known = [f.path for f in model.companions if f.path.name == "config.json"]
+    config = (*known, model.path.parent / "config.json")[0]
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
-        architecture, context = str(values.get("model_type", "")), int(values.get("max_position_embeddings", 0))
+        return str(values.get("model_type", "")), int(values.get("max_position_embeddings", 0))
     except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
-        architecture, context = "", 0
-    return Facts(architecture, sum(read_header(f.path).parameters for f in model.files), context)
+        return "", 0
 
 
 def _load(path: Path) -> dict[str, dict[str, object]]:

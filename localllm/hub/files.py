@@ -42,6 +42,7 @@ _QUANT = re.compile(
 _UNQUANTIZED = ("F16", "BF16", "F32")
 _PROJECTORS = ("F16", "BF16", "Q8_0", "F32")  # the order of preference: all are small, and F16 runs everywhere
 _NO_MODEL = re.compile(r"mmproj|ggml-vocab|(.*[-_.])?imatrix(_[^-]*)?\.gguf$", re.IGNORECASE)
+_ONNX_QUANT = re.compile(r"(?<![a-z0-9])(int4|int8|fp16|fp32|bf16|q4f16|q4|q8)(?![a-z0-9])")
 _ONNX_NAMES = {"quantized": "int8", "": "f32", "fp16": "f16"}
 
 
@@ -232,7 +233,10 @@ def _onnx(known: dict[str, RepoFile]) -> list[Variant]:
         if folder:
             extra += [*_companions(known, folder, _COMPANIONS), *_companions(known, folder, _CHECKPOINT)]
         stem = pure.stem.lower().removeprefix("decoder_").removeprefix("model").removeprefix("_merged").lstrip("_-.")
-        found.append(Variant(_ONNX_NAMES.get(stem, stem), "onnx", (file, *data), tuple(extra)))
+        quant = _ONNX_NAMES.get(stem, stem)
+        if not stem and f"{folder}genai_config.json" in known:  # such a folder holds any type under the plain name
+            quant = next(iter(_ONNX_QUANT.findall(folder.lower())), "")
+        found.append(Variant(quant, "onnx", (file, *data), tuple(extra)))
     return found
 
 

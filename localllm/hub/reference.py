@@ -29,10 +29,13 @@ MAX_LENGTH = 200  # of a name; a longer word is prompt, not a model
 
 @dataclass(frozen=True, slots=True)
 class LocalPath:
+    """A file, or a folder, of whose models `quant` names one."""
+
     path: Path
+    quant: str = ""
 
     def __str__(self) -> str:
-        return str(self.path)
+        return f"{self.path}:{self.quant}" if self.quant else str(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,9 @@ def parse(text: str) -> Reference:
     if len(text) > MAX_LENGTH and not _exists(Path(text)):
         raise UsageError(f"{text[:40]!r}... is not a model: it is {len(text)} characters long")
     path = local_path(text)
+    folder, _, quant = text.rpartition(":")
+    if folder and re.fullmatch(_PART, quant) and not _exists(path) and _is_folder(local_path(folder)):
+        return LocalPath(local_path(folder), quant)
     if text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or _exists(path):
         return LocalPath(path)
     if (page := _page(text)) is not None:
@@ -87,7 +93,7 @@ def parse(text: str) -> Reference:
     if "://" in text:
         raise UsageError(f"{text!r} is not an address on the Hugging Face Hub", "download it, and give the file's path")
     match = _HUB.fullmatch(text)
-    if text.lower().endswith(".gguf") and not (match and match["file"]):
+    if text.lower().endswith((".gguf", ".onnx")) and not (match and match["file"]):
         return LocalPath(path)
     if match:
         return _hub(text, match)
@@ -118,7 +124,7 @@ def looks_like_model(word: str) -> bool:
     """Whether a word has the shape of a reference that cannot be an ordinary word: `a/b`, `name:tag`, `x.gguf`."""
     if not word or len(word) > MAX_LENGTH or any(c.isspace() for c in word):
         return False
-    if word.lower().endswith(".gguf") or _HUB.fullmatch(word) or _page(word):
+    if word.lower().endswith((".gguf", ".onnx")) or _HUB.fullmatch(word) or _page(word):
         return True
     match = _NAME.fullmatch(word)
     return bool(match and match["tag"])
@@ -164,6 +170,10 @@ def _from_page(text: str, page: str) -> HubReference:
         raise UsageError(f"{text!r} is not the address of a model", "write owner/repo[:QUANT]")
     reference = _hub(page, match)
     return replace(reference, revision="") if reference.revision == "main" else reference
+
+
+def _is_folder(path: Path) -> bool:
+    return _exists(path) and path.is_dir()
 
 
 def _exists(path: Path) -> bool:

@@ -96,8 +96,7 @@ def find(reference: Reference, *, whole: bool = True) -> Installed | None:
     """
     reference = dereference(reference)
     if isinstance(reference, LocalPath):
-        path = _local_file(reference.path)
-        return _of_path(path)
+        return _of_folder(reference) if reference.path.is_dir() else _of_path(_local_file(reference.path))
     if isinstance(reference, HubReference):
         return _in_hub_cache(reference)
     if (own := _own(reference, whole=whole)) is not None:
@@ -251,7 +250,11 @@ def _hub_models_of(source: HubSource) -> Iterator[Installed]:
 
 
 def _of_path(path: Path) -> Installed:
-    """A file of the user's own, with the shards that follow it."""
+    """A file of the user's own, with the shards that follow it, or the data and all else that belongs to it."""
+    if path.suffix.lower() == ".onnx":
+        folder = path.parent.parent if path.parent.name == "onnx" else path.parent
+        found = [v for v in files.variants(_files_in(folder)) if folder / v.path == path]
+        return _of_local(folder, found[0], str(path))
     beside = files.variants(files.RepoFile(p.name, p.stat().st_size) for p in path.parent.glob("*.gguf") if p.is_file())
     names = next(([f.path for f in v.files] for v in beside if v.path == path.name), [path.name])
     stored = tuple(StoredFile(path.parent / name, (path.parent / name).stat().st_size) for name in names)
@@ -259,14 +262,50 @@ def _of_path(path: Path) -> Installed:
     return Installed(str(path), "gguf", quant, stored, (), "file", path.stat().st_mtime, folder=path.parent)
 
 
+def _of_folder(reference: LocalPath) -> Installed:
+    """The model of a folder: the one that is named, its only GGUF, or the plainest of its ONNX models."""
+    folder = reference.path
+    found = [v for v in files.variants(_files_in(folder)) if v.format != "safetensors"]
+    if reference.quant:
+        chosen = files.require(found, str(folder), reference.quant, "", ())
+    else:
+        chosen = [v for v in found if v.format == "gguf"] or sorted(
+            (v for v in found if v.format == "onnx"), key=lambda v: (v.quant != "f32", v.path)
+        )
+        plain = [v for v in chosen if v.path in _PLAIN]
+        chosen = plain or chosen
+    if not chosen:
+        raise BadModelFile(f"{folder} is a folder with no .gguf and no .onnx files", "name one file")
+    if len(chosen) > 1:
+        names = ", ".join(v.quant or v.path for v in chosen[:5])
+        raise BadModelFile(f"{folder} is a folder with {len(chosen)} models", f"name one: {folder}:QUANT of {names}")
+    return _of_local(folder, chosen[0], str(reference))
+
+
+_PLAIN = ("model.onnx", "onnx/model.onnx")
+
+
+def _files_in(folder: Path) -> Iterator[files.RepoFile]:
+    """The files of a folder and of its folder `onnx`, where transformers.js and Optimum put their models."""
+    for path in sorted((*folder.glob("*"), *folder.glob("onnx/*"))):
+        if path.is_file():
+            yield files.RepoFile(path.relative_to(folder).as_posix(), path.stat().st_size)
+
+
+def _of_local(folder: Path, variant: Variant, name: str) -> Installed:
+    stored, companions = (
+        tuple(StoredFile(folder / file.path, file.size) for file in group)
+        for group in (variant.files, variant.companions)
+    )
+    modified = stored[0].path.stat().st_mtime
+    return Installed(name, variant.format, variant.quant, stored, companions, "file", modified, folder=folder)
+
+
 def _local_file(path: Path) -> Path:
-    if path.is_dir():
-        found = sorted(path.glob("*.gguf"))
-        if len(found) == 1:
-            return found[0]
-        raise BadModelFile(f"{path} is a folder with {len(found) or 'no'} .gguf files", "name one file")
     if not path.exists():
-        raise ModelNotFound(f"no such file: {path}", "give the path of a .gguf file, or a name from `localllm models`")
+        raise ModelNotFound(
+            f"no such file: {path}", "give the path of a .gguf or .onnx file, or a name from `localllm models`"
+        )
     if not path.is_file():
         raise BadModelFile(f"{path} is not a regular file")
     return path

@@ -20,7 +20,7 @@ from localllm.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from localllm.engines.scorer import Scorer
+    from localllm.types import SequenceModel
 
 Report = Callable[[int, int], None]
 _ROWS = 8  # positions whose logits are worked on at once
@@ -63,7 +63,13 @@ def in_chunks(tokens: Sequence[int], context: int, chunks: int, begin: int | Non
 
 
 def evaluate(
-    model: Scorer, reference: Scorer | None, tokens: Sequence[int], *, context: int, chunks: int, report: Report
+    model: SequenceModel,
+    reference: SequenceModel | None,
+    tokens: Sequence[int],
+    *,
+    context: int,
+    chunks: int,
+    report: Report,
 ) -> Quality:
     """Evaluate a text that the model's own tokenizer made ids of. `chunks` 0 takes all there are.
 
@@ -79,7 +85,7 @@ def evaluate(
     parts, first = in_chunks(tokens, context, chunks, model.begin_token), context // 2
     at_once = model.open_scoring(context, first)
     if reference is not None:
-        reference.abort = model.abort  # Ctrl-C ends whichever is at work
+        model.abort.followers.append(reference.abort)  # Ctrl-C ends whichever is at work
         reference.open_scoring(context, first)
     rows: list[np.ndarray] = []
     with ThreadPoolExecutor(hardware.physical_cores()) as pool:  # numpy computes outside of Python's lock

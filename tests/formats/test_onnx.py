@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from localllm.errors import BadModelFile, ModelNotFound
 from localllm.formats.onnx import read_model
-from localllm.formats.onnx_trim import trimmed
+from localllm.formats.onnx_edit import edited
 from localllm.formats.protobuf import encoded, encoded_varint, fields, varint
 from tests.support import tiny_onnx
 
@@ -216,8 +216,8 @@ def test_numbers_survive_writing_and_reading() -> None:
 @pytest.mark.parametrize("layout", ["optimum", "genai", "own"])
 def test_a_trimmed_model_gives_the_last_logits(tmp_path: Path, layout: tiny_onnx.Layout) -> None:
     path = tiny_onnx.write(tmp_path, layout)
-    edited = trimmed(read_model(path), "logits")
-    assert edited is not None
+    made = edited(read_model(path), "logits")
+    assert made is not None and made.last_only and made.folder == path.parent
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     ids = np.array([[7, 8, 9, 10]], np.int64)
@@ -225,7 +225,7 @@ def test_a_trimmed_model_gives_the_last_logits(tmp_path: Path, layout: tiny_onnx
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     feed |= {f"past_key_values.{n}.{part}": empty for n in range(2) for part in ("key", "value")}
     found = []
-    for source in (str(path), edited):
+    for source in (str(path), made.data):
         session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         found.append(session.run(["logits", "present.0.key"], feed))
     (whole, keys), (last, last_keys) = found
@@ -244,4 +244,4 @@ def test_a_graph_that_mixes_positions_is_left_alone(tmp_path: Path, operator: st
     model.graph.node.append(helper.make_node(operator, inputs, ["logits"], **attributes))
     model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), "axis"))
     onnx.save(model, path)
-    assert (trimmed(read_model(path), "logits") is not None) == (operator == "Identity")
+    assert (edited(read_model(path), "logits") is not None) == (operator == "Identity")

@@ -1,17 +1,19 @@
-"""An ONNX model whose logits are computed for the last position only, edited in memory.
+"""An ONNX model edited in memory: logits of the last position only, data where they really lie.
 
 A prompt of 512 tokens wants one row of logits, and the product with the vocabulary's matrix is a fifth of the work of a
-small model. A Gather of the last position goes before that product; the rest of the file stays byte for byte what it
-is. Constants that lie inside of the file are named as external data of the file itself, so that they are mapped and
-not copied, whatever their size.
+small model. A Gather of the last position goes before that product; the rest stays byte for byte what it is. Constants
+inside of the file are named as external data of the file itself, so that they are mapped and not copied, whatever their
+size. In the Hub's cache files are links to others, which ONNX Runtime refuses: there the others are named.
 """
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 
-from localllm.formats.onnx import Model, Node
+from localllm.formats.onnx import Model, Node, external_file
 from localllm.formats.protobuf import Buffer, Field, encoded, fields, text
 
 _GRAPH, _NODES, _CONSTANTS, _OUTPUTS = 7, 1, 5, 12
@@ -22,22 +24,31 @@ _LAST, _PICKED = "localllm/last", "localllm/last_position"
 _INT32, _INT64 = 6, 7
 
 
-def trimmed(model: Model, logits: str) -> bytes | None:
-    """The model's bytes with `logits` for the last position only; None where its graph does not allow it.
+@dataclass(frozen=True, slots=True)
+class Edited:
+    """A model's bytes, the folder in which its data lie, and whether its logits are those of the last position only."""
 
-    The external data are named relative to the model's folder, as in the file.
+    data: bytes
+    folder: Path
+    last_only: bool
+
+
+def edited(model: Model, logits: str | None) -> Edited | None:
+    """The model with `logits` (where they are named) for the last position only; None where the file is right as it is.
+
+    A graph that works on all positions together behind its product with the vocabulary keeps them all.
     """
-    product = _product(model, logits)
-    if product is None:
+    product = _product(model, logits) if logits else None
+    if product is None and not model.path.is_symlink():
         return None
     with model.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         parts = []
         for one in fields(data, 0, len(data)):
-            whole = data[one.begin : one.stop]
-            parts.append(
-                encoded(_GRAPH, b"".join(_edited(data, one, model, product, logits))) if one.number == _GRAPH else whole
-            )
-        return b"".join(parts)
+            if one.number == _GRAPH:
+                parts.append(encoded(_GRAPH, b"".join(_graph(data, one, model, product, logits or ""))))
+            else:
+                parts.append(data[one.begin : one.stop])
+        return Edited(b"".join(parts), model.path.resolve().parent, product is not None)
 
 
 def _product(model: Model, logits: str) -> Node | None:
@@ -69,19 +80,23 @@ def _is_scale(node: Node | None) -> bool:
     return node is not None and node.operator == "Mul" and "scale" in " ".join((*node.inputs, *node.outputs)).lower()
 
 
-def _edited(data: Buffer, graph: Field, model: Model, product: Node, logits: str) -> Iterator[bytes]:
+def _graph(data: Buffer, graph: Field, model: Model, product: Node | None, logits: str) -> Iterator[bytes]:
     for one in fields(data, graph.start, graph.stop):
-        if one.number == _NODES and _outputs(data, one) == product.outputs:
+        if one.number == _CONSTANTS:
+            yield _outside(data, one, model)
+        elif product is None:
+            yield data[one.begin : one.stop]
+        elif one.number == _NODES and _outputs(data, one) == product.outputs:
             picked = encoded(1, product.inputs[0]) + encoded(1, _LAST) + encoded(2, _PICKED) + encoded(4, "Gather")
             picked += encoded(3, _PICKED) + encoded(5, encoded(1, "axis") + encoded(3, 1) + encoded(20, 2))
             yield encoded(_NODES, picked)
             yield encoded(_NODES, b"".join(_with_first_input(data, one)))
-        elif one.number == _CONSTANTS:
-            yield _outside(data, one, model)
         elif one.number == _OUTPUTS and _name(data, one) == logits:
             yield encoded(_OUTPUTS, b"".join(_without_shape(data, one)))
         elif one.number != 13:  # what the file says of shapes between is found again
             yield data[one.begin : one.stop]
+    if product is None:
+        return
     last = encoded(1, 1) + encoded(2, _INT64) + encoded(8, _LAST) + encoded(9, (2**64 - 1).to_bytes(8, "little"))
     yield encoded(_CONSTANTS, last)
 
@@ -107,19 +122,32 @@ def _without_shape(data: Buffer, value: Field) -> Iterator[bytes]:
 
 
 def _outside(data: Buffer, constant: Field, model: Model) -> bytes:
-    """A constant, its data named as a part of the model's file where they are large."""
+    """A constant, its data named as a part of the model's file where they are large, and by their real file's name."""
     kept, inside, kind = [], None, 0
     for one in fields(data, constant.start, constant.stop):
         kind = one.value if one.number == 2 else kind
         if one.number == 9 and one.stop - one.start >= _SMALL:
             inside = one
-        elif one.number != 14:
+        elif one.number == 13:
+            kept.append(encoded(13, _entry(data, one, model)))
+        elif one.number != 14 or one.value:
             kept.append(data[one.begin : one.stop])
-    if inside is None or kind in (_INT64, _INT32):  # shapes are worked out from them
-        return data[constant.begin : constant.stop]
-    entries = {"location": model.path.name, "offset": inside.start, "length": inside.stop - inside.start}
-    kept += [encoded(13, encoded(1, key) + encoded(2, str(value))) for key, value in entries.items()]
-    return encoded(_CONSTANTS, b"".join(kept) + encoded(14, 1))
+    if inside is not None and kind in (_INT32, _INT64):  # shapes are worked out from them
+        kept.append(data[inside.begin : inside.stop])
+    elif inside is not None:
+        place = {"location": model.path.resolve().name, "offset": inside.start, "length": inside.stop - inside.start}
+        kept += [encoded(13, encoded(1, key) + encoded(2, str(value))) for key, value in place.items()]
+        kept.append(encoded(14, 1))
+    return encoded(_CONSTANTS, b"".join(kept))
+
+
+def _entry(data: Buffer, entry: Field, model: Model) -> bytes:
+    """Where external data lie, a link's target in its place."""
+    found = {one.number: text(data, one) for one in fields(data, entry.start, entry.stop)}
+    value = found.get(2, "")
+    if found.get(1) == "location" and model.path.is_symlink():
+        value = external_file(model.path, value).resolve().name
+    return encoded(1, found.get(1, "")) + encoded(2, value)
 
 
 def _outputs(data: Buffer, node: Field) -> tuple[str, ...]:
