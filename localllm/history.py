@@ -69,6 +69,11 @@ class Record:
     updated: float = 0.0
     messages: int = 0
 
+    @property
+    def model_name(self) -> str:
+        """The model as people call it: of a file without its folder and ending."""
+        return Path(self.model).stem if Path(self.model).is_absolute() else self.model
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:

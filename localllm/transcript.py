@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from localllm.errors import UsageError
@@ -29,11 +30,11 @@ def written(conversations: Sequence[tuple[Record, Tree]], form: str) -> str:
 def markdown(record: Record, tree: Tree) -> str:
     """The active path, for people."""
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(record.created))
-    parts = [f"# {record.title or 'Conversation'}", f"{record.model}, {when}"]
+    parts = [f"# {record.title or 'Conversation'}", f"{record.model_name}, {when}"]
     if record.system:
         parts += ["## System", record.system]
     for node in tree.path():
-        parts += _section(node)
+        parts += _section(node, replace(record, model=node.model).model_name)
     return "\n\n".join(parts) + "\n"
 
 
@@ -73,10 +74,8 @@ def read_object(found: Any) -> tuple[Record, Tree]:
     return record, tree
 
 
-def _section(node: Node) -> list[str]:
-    title = {"user": "You", "assistant": node.model or "Answer", "summary": "Summary of what was said before"}[
-        node.kind
-    ]
+def _section(node: Node, model: str) -> list[str]:
+    title = {"user": "You", "assistant": model or "Answer", "summary": "Summary of what was said before"}[node.kind]
     parts = [f"## {title}"]
     if node.attachments:
         parts.append("Attached: " + ", ".join(f"`{file.name}`" for file in node.attachments))

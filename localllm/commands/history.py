@@ -45,7 +45,7 @@ def list_(
     if not records:
         say("no conversation is kept yet; localllm chat begins one")
         return
-    rows = [(r.id[:6], date(r.updated), str(r.messages), r.model, r.title) for r in records[:limit]]
+    rows = [(r.id[:6], date(r.updated), str(r.messages), r.model_name, r.title) for r in records[:limit]]
     print_table(("id", "last", "messages", "model", "title"), rows, right=(2,), expendable=(2, 3))
     if len(records) > limit:
         say(f"{len(records) - limit} older ones: localllm history list -n {len(records)}")

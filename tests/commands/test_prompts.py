@@ -101,20 +101,14 @@ def test_chat_with_a_prompt(own: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_real_model_gets_all_of_it(own: Path, model_path: Path) -> None:
-    done = localllm(
-        "run",
-        "-m",
-        str(model_path),
-        "-p",
-        "ask",
-        "-f",
-        str(Path(__file__)),
-        "What is tested?",
-        "-n",
-        "8",
-        "-t",
-        "1",
-        "--json",
-    )
-    assert told(done) > 1000 and json.loads(done.stdout)["text"]
+@pytest.mark.parametrize(
+    ("words", "least"),
+    [
+        (("-p", "ask", "-f", __file__, "What is tested?"), 1000),
+        (("-p", "translate", "--to", "French", "Good morning"), 45),
+        (("-p", "write", "--set", "form=a haiku", "the sea"), 30),
+    ],
+)
+def test_the_real_model_gets_all_of_it(own: Path, model_path: Path, words: tuple[str, ...], least: int) -> None:
+    done = localllm("run", "-m", str(model_path), *words, "-n", "6", "-t", "1", "--seed", "1", "--json")
+    assert told(done) > least and json.loads(done.stdout)["text"]
