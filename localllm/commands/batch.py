@@ -92,7 +92,7 @@ def batch(
         system,
         sampling,
         limits,
-        build(Form, given).constraint(),
+        build(Form, given).checked(),
         build(Reasoning, own, given),
     )
     with ExitStack() as stack:

@@ -41,7 +41,7 @@ class FakeModel:
     vocabulary_size = END + 1
 
     def __init__(self, script: bytes, context: int) -> None:
-        self._next = END
+        self._drawn = END
         self._script = script
         self._held: list[int] = []
         self._abort = AbortFlag()
@@ -94,11 +94,11 @@ class FakeModel:
         return abort_on_interrupt(self._abort)
 
     def logits(self) -> NDArray[np.float32]:
-        """The next byte of the script stands 8 above all others."""
+        """The byte of the script that was drawn last stands 8 above all others."""
         import numpy as np
 
         scores = np.zeros(self.vocabulary_size, np.float32)
-        scores[self._next] = 8
+        scores[self._drawn] = 8
         return scores
 
     @contextmanager
@@ -107,10 +107,9 @@ class FakeModel:
     ) -> Iterator[Callable[[], int]]:
         """The script, or what comes nearest to it among the allowed tokens: the next one above in number."""
         script = iter([*self._script, END])
-        self._next = next(script)
 
         def draw() -> int:
-            drawn, self._next = self._next, next(script, END)
+            drawn = self._drawn = next(script, END)
             if mask is None:
                 return drawn
             bits = mask()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from localllm.engines import open_engine
 from localllm.engines.local import LocalEngine
 from localllm.errors import ContextOverflow, UsageError
-from localllm.types import EngineOptions, Limits, Message, Request, Sampling
+from localllm.types import Constraint, EngineOptions, Limits, Message, Request, Sampling
 from tests.support import tiny_onnx
 
 Factory = Callable[..., LocalEngine]
@@ -164,3 +166,61 @@ def test_fake_splits_characters(tmp_path: Path) -> None:
     path.write_text(SCRIPT, encoding="utf-8")
     engine = open_engine("fake", path, EngineOptions())
     assert text_of(engine, ask()) == SCRIPT
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(temperature=0), Sampling(temperature=1, seed=5), Sampling(mirostat=2, seed=5)]
+)
+def test_an_answer_has_the_form_it_is_held_to(factory: Factory, sampling: Sampling) -> None:
+    engine = factory()
+    for form, pattern in (
+        (Constraint("regex", "[a-c]{3}-[0-9]"), "[a-c]{3}-[0-9]"),
+        (Constraint("choice", '["yes", "no", "été"]'), "yes|no|été"),
+        (Constraint("schema", '{"type": "array", "items": {"enum": [1, "x"]}, "maxItems": 2}'), r"\[[^\]]*\]"),
+        (Constraint("grammar", 'root ::= "(" [xy]{2} ")"'), r"\([xy]{2}\)"),
+    ):
+        request = Request((Message("user", "Say something."),), sampling, Limits(max_tokens=60), form)
+        chunks = list(engine.stream(request))
+        assert chunks[-1].finish == "stop" and chunks[-1].fulfilled
+        assert re.fullmatch(pattern, "".join(chunk.text for chunk in chunks), re.S), form
+        cut = list(engine.stream(replace(request, limits=Limits(max_tokens=1))))
+        assert cut[-1].fulfilled == bool(re.fullmatch(pattern, "".join(chunk.text for chunk in cut), re.S))
+
+
+def test_an_answer_begins_as_it_is_told(factory: Factory) -> None:
+    engine = factory()
+    plain = list(engine.stream(ask(max_tokens=3)))
+    begun = list(engine.stream(replace(ask(max_tokens=3), prefill="So be it:")))
+    assert "".join(chunk.text for chunk in begun).startswith("So be it:")
+    assert plain[-1].usage is not None and begun[-1].usage is not None
+    assert begun[-1].usage.completion_tokens == 3
+    assert begun[-1].usage.prompt_tokens > plain[-1].usage.prompt_tokens
+    form = Constraint("choice", '["So be it!", "So it was!", "No."]')
+    held = "".join(c.text for c in engine.stream(replace(ask(max_tokens=20), prefill="So ", constraint=form)))
+    assert held in ("So be it!", "So it was!")
+    with pytest.raises(UsageError, match="no text of this form begins with 'x'"):
+        list(engine.stream(replace(ask(), prefill="x", constraint=form)))
+
+
+def test_scores_belong_to_their_tokens(factory: Factory) -> None:
+    chunks = [c for c in factory().stream(replace(ask(max_tokens=8), logprobs=4)) if c.token is not None]
+    for chunk in chunks:
+        assert chunk.scores is not None and chunk.scores.chosen.token == chunk.token
+        assert chunk.scores.chosen == chunk.scores.top[0], "greedy takes the likeliest"
+        logprobs = [score.logprob for score in chunk.scores.top]
+        assert len(logprobs) == 4 and logprobs == sorted(logprobs, reverse=True) and max(logprobs) <= 0
+
+
+def test_guesses_change_neither_scores_nor_forms(factory: Factory) -> None:
+    """A text that repeats itself is what prompt lookup guesses at; each token is still the model's own."""
+    engine = factory(context=1024)
+    request = replace(ask("one two three four five six " * 12, max_tokens=40, ignore_eos=True), logprobs=1)
+    first = [(c.token, c.scores) for c in engine.stream(request) if c.token is not None]
+    engine.model.clear()
+    again = [(c.token, c.scores) for c in engine.stream(replace(request, logprobs=0)) if c.token is not None]
+    assert [token for token, _ in first] == [token for token, _ in again]
+    for token, scores in first:
+        assert scores is not None and scores.chosen.token == token == scores.top[0].token
+    words = Constraint("regex", "(one two three ){12}")
+    held = "".join(c.text for c in engine.stream(replace(request, constraint=words, limits=Limits(max_tokens=400))))
+    assert held == "one two three " * 12
