@@ -18,7 +18,7 @@ LAYERS = {
     "hub": 2, "convert": 2, "engines": 2,
     "conversation": 3, "tree": 3, "overflow": 3, "history": 3, "transcript": 3, "prompts": 3, "jobs": 3,
     "ui": 4,
-    "commands": 5, "cli": 5, "__main__": 6, "__init__": 0,
+    "commands": 5, "cli": 5, "api": 5, "__main__": 6, "__init__": 6,
 }  # fmt: skip
 APART = {"hub", "engines", "convert"}
 FILES = sorted(PACKAGE.rglob("*.py"))

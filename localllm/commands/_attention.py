@@ -11,8 +11,8 @@ from localllm.errors import UsageError
 from localllm.whole import replacing, require_target
 
 if TYPE_CHECKING:
-    from localllm.engines.scorer import Scorer
     from localllm.jobs.attention import Attention, Combine
+    from localllm.types import TextModel
 
 FORMATS = (".html", ".svg", ".npz")
 MAX_PICTURE_TOKENS = 256
@@ -31,10 +31,11 @@ class View:
     as_json: bool = False
 
 
-def show_attention(model: Scorer, tokens: Sequence[int], name: str, view: View) -> None:
+def show_attention(opened: TextModel, tokens: Sequence[int], name: str, view: View) -> None:
     """Raises UsageError before anything is computed where the view makes no sense."""
-    from localllm.jobs.attention import COMBINE, attend
+    from localllm.jobs.attention import COMBINE, attend, seeing
 
+    model = seeing(opened)
     if view.combine not in COMBINE:
         raise UsageError(f"--combine {view.combine} is not one of {', '.join(COMBINE)}")
     if view.layer is not None and (view.layer >= model.layers or view.combine == "rollout"):

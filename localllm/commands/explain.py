@@ -15,8 +15,6 @@ from localllm.settings import build, load_settings
 from localllm.types import EngineOptions, Sampling
 
 ATTENTION = "Attention"
-# A text is short and its figures are looked at. Flash attention would round keys and values to float16.
-PRECISE = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
 
 
 @with_options(Sampling, EngineOptions)
@@ -63,7 +61,7 @@ def explain(
     from localllm.commands._attention import View, show_attention
     from localllm.commands._model import resolve, split_words
     from localllm.engines import open_text_model
-    from localllm.jobs.explain import collect, explain
+    from localllm.jobs.explain import PRECISE, collect, explain
     from localllm.ui import heat
 
     view = View(layer, head, combine, out, force, as_json)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from localllm.engines.observer import F32, Observer
 from localllm.errors import EngineError, LocalLLMError, UsageError
+from localllm.types import TextModel
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,11 +74,23 @@ def rollout(weights: np.ndarray) -> np.ndarray:
     return joint
 
 
-def attend(model: Scorer, tokens: Sequence[int], layer: int | None = None) -> Attention:
+def seeing(model: TextModel) -> Scorer:
+    """The model, where its attention can be seen. Raises UsageError."""
+    from localllm.engines.scorer import Scorer
+
+    if not isinstance(model, Scorer):
+        raise UsageError(
+            "attention is seen in llama.cpp alone: an ONNX graph keeps its own to itself", "name the model as a GGUF"
+        )
+    return model
+
+
+def attend(model: TextModel, tokens: Sequence[int], layer: int | None = None) -> Attention:
     """The weights of every layer, or of one. The model must have been opened with flash attention off.
 
     Raises UsageError where the text is empty, too long, or the model has no such layer; EngineError.
     """
+    model = seeing(model)
     require_room(len(tokens), 1 if layer is not None else model.layers, model.heads, model.context)
     observer = _Weights(len(tokens), layer)
     model.open_text(len(tokens), min(_AT_ONCE, len(tokens)), observer=observer.callback)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 TOP = 5
+# A text is short and its figures are looked at. Flash attention would round keys and values to float16.
+PRECISE = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attention": "off"}
 _LOGITS_BYTES = 64 << 20  # of one evaluation
 _ROWS = 8  # positions whose logits are worked on at once: they stay in the processor's cache
 

@@ -6,6 +6,7 @@ obeyed.
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 from collections.abc import Sequence
@@ -80,6 +81,18 @@ def _row(token: int, vocabulary: Tokenizer) -> tuple[str, str, str]:
     if vocabulary.is_special(token):
         return str(token), "special", data.decode(errors="replace")
     return str(token), data.hex(" "), quoted(data)
+
+
+def to_html(tokens: Sequence[tuple[int, bytes, bool]]) -> str:
+    """Ids, bytes and whether they are special, as a coloured text for a notebook. Everything is escaped."""
+    colors = [style.rpartition(" ")[2] for style in _GROUNDS]
+    spans = []
+    for index, (token, data, special) in enumerate(tokens):
+        ground = "background:#ffd75f;color:#000" if special else f"background:{colors[index % 2]};color:#fff"
+        told = html.escape(f"{token} {quoted(data)}")
+        spans.append(f'<span style="{ground}" title="{told}">{html.escape(shown(data))}</span>')
+    text = f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(spans)}</div>'
+    return f"{text}<small>{len(tokens)} token{'s' * (len(tokens) != 1)}</small>"
 
 
 def as_json(token: int, vocabulary: Tokenizer) -> dict[str, Any]:
