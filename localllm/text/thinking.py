@@ -32,25 +32,33 @@ class Tags:
 
 
 HARMONY = Tags("<|channel|>", "<|message|>", ("<|start|>", "<|end|>", "<|constrain|>"))
-# The closing tag is the surer sign: some templates only take earlier thinking out, by what stands behind it.
-_KNOWN = (
-    Tags("<think>", "</think>"),
-    Tags("[THINK]", "[/THINK]"),
-    Tags("<seed:think>", "</seed:think>"),
-    Tags("<|START_THINKING|>", "<|END_THINKING|>", ("<|START_RESPONSE|>", "<|END_RESPONSE|>")),
-    Tags("<|channel>thought\n", "<channel|>"),
-    Tags("<thought>", "</thought>"),
-    Tags("<thinking>", "</thinking>"),
-    Tags("<reasoning>", "</reasoning>"),
-    Tags("◁think▷", "◁/think▷"),
-)
+# What a template holds -> what its model writes. The closing tag is the surer sign: some templates only take earlier
+# thinking out, by what stands behind it.
+_KNOWN = {
+    "<response></response>": Tags("<think>", "</think>", ("<response>", "</response>")),
+    "</think>": Tags("<think>", "</think>"),
+    "[/THINK]": Tags("[THINK]", "[/THINK]"),
+    "</seed:think>": Tags("<seed:think>", "</seed:think>"),
+    "</mm:think>": Tags("<mm:think>", "</mm:think>"),
+    "<|END_THINKING|>": Tags(
+        "<|START_THINKING|>",
+        "<|END_THINKING|>",
+        ("<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_TEXT|>", "<|END_TEXT|>"),
+    ),
+    "<channel|>": Tags("<|channel>thought\n", "<channel|>"),
+    "</thought>": Tags("<thought>", "</thought>"),
+    "[BEGIN FINAL RESPONSE]": Tags("Here are my reasoning steps:", "[BEGIN FINAL RESPONSE]", ("[END FINAL RESPONSE]",)),
+    "</thinking>": Tags("<thinking>", "</thinking>"),
+    "</reasoning>": Tags("<reasoning>", "</reasoning>"),
+    "◁/think▷": Tags("◁think▷", "◁/think▷"),
+}
 
 
 def tags_of(template: str) -> Tags | None:
     """How the template's model marks thinking; None where it does not think."""
     if HARMONY.open in template and HARMONY.close in template:
         return HARMONY
-    return next((tags for tags in _KNOWN if tags.close in template), None)
+    return next((tags for sign, tags in _KNOWN.items() if sign in template), None)
 
 
 class AnswerStream:

@@ -9,6 +9,8 @@ from localllm.text.thinking import HARMONY, AnswerStream, Tags, tags_of
 THINK = tags_of("{{ '<think>' }} ... {{ content.split('</think>') }}")
 MISTRAL = tags_of("{% if block.type == 'thinking' %}[THINK]{{ block.thinking }}[/THINK]")
 COMMAND = tags_of("<|START_THINKING|>{{ x }}<|END_THINKING|><|START_RESPONSE|>{{ y }}<|END_RESPONSE|>")
+GRANITE = tags_of("Write your thoughts between <think></think> and your response between <response></response>")
+APRIEL = tags_of("[BEGIN FINAL RESPONSE] ... |>\nHere are my reasoning steps:\n")
 GEMMA = tags_of("<|channel>thought\n<channel|>")
 
 
@@ -45,6 +47,9 @@ def split(
         ("[THINK]hm[/THINK]Hello", MISTRAL, "", "hm", "Hello"),
         ("<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>Hi<|END_RESPONSE|>", COMMAND, "", "hm", "Hi"),
         ("<|START_RESPONSE|>Hi<|END_RESPONSE|>", COMMAND, "", "", "Hi"),
+        ("<think>hm</think><response>Hi</response>", GRANITE, "", "hm", "Hi"),
+        ("hm\n[BEGIN FINAL RESPONSE]\nHi", APRIEL, "<|begin|>\nHere are my reasoning steps:\n", "hm", "Hi"),
+        ("<|START_THINKING|>hm<|END_THINKING|><|START_TEXT|>Hi<|END_TEXT|>", COMMAND, "", "hm", "Hi"),
         ("<|channel>thought\nhm<channel|>Hi", GEMMA, "", "hm", "Hi"),
         ("<think>a</think>b", None, "", "", "<think>a</think>b"),
         (
