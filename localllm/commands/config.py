@@ -98,19 +98,12 @@ def path() -> None:
 @config.command()
 def edit() -> None:
     """Open the settings file in $VISUAL or $EDITOR, and check it afterwards."""
-    import shlex
-    import subprocess
+    from localllm.commands._editor import edit_file
 
-    editor = os.environ.get("VISUAL") or os.environ.get("EDITOR") or "vi"
     file = settings_file()
     if not file.exists():
         _write(file, "# localllm's settings: localllm config list --all shows what can be set.\n# temperature = 0.7\n")
-    try:
-        done = subprocess.run([*shlex.split(editor), str(file)], check=False)
-    except (OSError, ValueError) as error:
-        raise LocalLLMError(f"the editor {editor!r} cannot be started: {error}", "set $EDITOR") from None
-    if done.returncode:
-        raise LocalLLMError(f"{editor} ended with {done.returncode}")
+    edit_file(file)
     load_settings()
 
 

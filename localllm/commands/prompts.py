@@ -95,6 +95,19 @@ def new(
     print(_write(target, house.read(house.find(source)) if source else _NEW))
 
 
+@prompts.command()
+def edit(name: _NameArgument) -> None:
+    """Open a prompt in $VISUAL or $EDITOR and check it afterwards; of a built-in one your own copy."""
+    from localllm import prompts as house
+    from localllm.commands._editor import edit_file
+
+    target = house.own_path(name)
+    if not target.exists():
+        _write(target, house.read(house.find(name)))
+    edit_file(target)
+    house.load(name)
+
+
 def _write(target: Path, text: str) -> Path:
     from localllm.whole import replacing
 

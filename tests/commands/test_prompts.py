@@ -45,6 +45,19 @@ def test_list_show_path_new(own: Path) -> None:
     assert localllm("prompts", "show", "../x").returncode == 2
 
 
+def test_edit(own: Path, tmp_path: Path) -> None:
+    editor = tmp_path / "editor"
+    editor.write_text('#!/bin/sh\nprintf "%s" "$TEXT" >> "$1"\n')
+    editor.chmod(0o700)
+    environment = {"VISUAL": "", "EDITOR": str(editor)}
+    assert localllm("prompts", "edit", "tutor", TEXT="\nMore.", **environment).returncode == 0
+    assert (own / "tutor.md").read_text().endswith("{{input}}\n\nMore.")
+    done = localllm("prompts", "edit", "tutor", TEXT="{{nowhere}}", **environment)
+    assert done.returncode == 2 and "is no parameter" in done.stderr and "{{nowhere}}" in (own / "tutor.md").read_text()
+    assert "cannot be started" in localllm("prompts", "edit", "ask", VISUAL="/no/editor").stderr
+    assert localllm("prompts", "edit", "nope", **environment).returncode == 2
+
+
 def test_run_with_a_prompt_and_files(own: Path, tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_text("file\n")
     model = str(tmp_path / "s")
