@@ -88,7 +88,9 @@ def _problem(request: Request, answer: Answer, *, strict: bool) -> str:
 
 
 def _origin(session: Session, seed: int | None, engine: str) -> dict[str, object]:
+    from localllm.engines import kind_of
     from localllm.hub.digest import file_sha256
 
-    digest = file_sha256(session.model.path)
-    return {"seed": seed, "model": session.model.name, "model_sha256": digest, "engine": engine}
+    path = session.model.path
+    kind = kind_of(path) if engine == "auto" else engine
+    return {"seed": seed, "model": session.model.name, "model_sha256": file_sha256(path), "engine": kind}
