@@ -83,6 +83,7 @@ def answer(
     """Open the model, write the answer to stdout, close the model."""
     from localllm.commands._output import give_answers
     from localllm.commands._session import open_session
+    from localllm.ui.progress import say
 
     started = time.perf_counter()
     output, constraint = build(Output, given), build(Form, given).checked()
@@ -95,8 +96,11 @@ def answer(
     request = Request(told, session.sampling, session.limits, constraint, reasoning=session.reasoning)
     try:
         last = give_answers(session, request, output, engine, started)
+        context = session.engine.context
     finally:
         session.engine.close()
+    if last.finish == "length" and last.usage and last.usage.completion_tokens != session.limits.max_tokens:
+        say(f"localllm: the answer was cut: the context of {context} tokens is full (--on-overflow shift, or -c)")
     if verbose and last.usage is not None:
         session.report(last.usage)
 

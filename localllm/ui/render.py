@@ -53,25 +53,33 @@ def stream_plain(chunks: Iterable[Chunk]) -> Usage:
 
 
 class Aside:
-    """What a model thinks, dimmed on stderr; nowhere when stderr is no terminal. Notices are lines of their own."""
+    """What a model thinks, dimmed on stderr; nowhere when stderr is no terminal. Notices are lines of their own.
+
+    Where it is to be quiet, neither is written.
+    """
 
     def __init__(self) -> None:
-        terminal = sys.stderr.isatty()
+        from localllm.ui.progress import is_quiet
+
+        self._quiet = is_quiet()
+        terminal = sys.stderr.isatty() and not self._quiet
         plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
         self._shown, self._dim, self._bright = terminal, *(("", "") if plain else ("\x1b[2m", "\x1b[0m"))
-        self._open = False
+        self._last = ""  # the last character of what was written, until it is finished
 
     def write(self, chunk: Chunk) -> None:
         if chunk.kind == "notice":
+            if self._quiet:
+                return
             self.finish()
             sys.stderr.write(f"localllm: {visible(chunk.text)}\n")
         elif self._shown and chunk.text:
             sys.stderr.write(f"{self._dim}{visible(chunk.text)}{self._bright}")
             sys.stderr.flush()
-            self._open = True
+            self._last = chunk.text[-1]
 
     def finish(self) -> None:
-        """End a line that is open."""
-        if self._open:
-            sys.stderr.write("\n\n")
-            self._open = False
+        """End what was written with an empty line."""
+        if self._last:
+            sys.stderr.write("\n" if self._last == "\n" else "\n\n")
+        self._last = ""

@@ -104,6 +104,16 @@ def test_an_overflow_has_a_code_of_its_own_and_the_numbers(own: Path, tmp_path: 
     assert done.returncode == 4 and "the context holds 100" in done.stderr and not done.stdout
 
 
+def test_an_answer_that_the_context_cuts_says_so(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("0123456789" * 10)
+    words = ("run", "-c", "60", "--engine", "fake", "-m", str(tmp_path / "s"), "count")
+    done = localllm(*words)
+    assert done.returncode == 0 and len(done.stdout) == 56 and "the context of 60 tokens is full" in done.stderr
+    assert not localllm(*words, "-n", "5").stderr and not localllm(*words, "--quiet").stderr
+    done = localllm(*words, "--on-overflow", "shift")
+    assert done.stdout == "0123456789" * 10 + "\n" and not done.stderr
+
+
 def test_chat_with_a_prompt(own: Path, tmp_path: Path) -> None:
     with Terminal(
         "chat", "-p", "translate", "--to", "Dutch", "--engine", "fake", "-m", str(tmp_path / "s")
@@ -125,3 +135,21 @@ def test_chat_with_a_prompt(own: Path, tmp_path: Path) -> None:
 def test_the_real_model_gets_all_of_it(own: Path, model_path: Path, words: tuple[str, ...], least: int) -> None:
     done = localllm("run", "-m", str(model_path), *words, "-n", "6", "-t", "1", "--seed", "1", "--json")
     assert told(done) > least and json.loads(done.stdout)["text"]
+
+
+def test_thinking_is_for_people_alone(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "t").write_text("{% for m in messages %}{{ m.content }}{% endfor %}{# <think></think> #}")
+    (tmp_path / "s").write_text("<think>\nhm \x1b[31m\n</think>\n\nHello\n")
+    words = ("run", "--engine", "fake", "--template", str(tmp_path / "t"), "-m", str(tmp_path / "s"), "hi")
+    done = localllm(*words)
+    assert (done.stdout, done.stderr) == ("Hello\n", "")
+    found = json.loads(localllm(*words, "--json").stdout)
+    assert (found["text"], found["thinking"].strip()) == ("Hello\n", "hm \x1b[31m")
+    for environment in ({}, {"NO_COLOR": "1"}, {"TERM": "dumb"}):
+        with Terminal(*words, **environment) as terminal:
+            assert terminal.exit_code() == 0
+            assert terminal.text == "hm ␛[31m\n\nHello"
+            assert (b"\x1b[2m" in terminal.raw) != bool(environment)
+    with Terminal(*words, "--quiet") as terminal:
+        assert terminal.exit_code() == 0
+        assert terminal.text == "Hello"
