@@ -206,7 +206,6 @@ _RECORDS = (
 def open_history(path: Path) -> History:
     """Open the file, or make it. One that cannot be written can still be read. Raises HistoryError."""
     with _errors(path):
-        address = path.absolute().as_uri()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Made here, so that nobody else could read it for a moment; SQLite gives its mode to the files beside it.
@@ -214,15 +213,21 @@ def open_history(path: Path) -> History:
         except OSError:
             if not path.is_file():
                 raise
-            address += "?mode=ro&immutable=1"
-        database = sqlite3.connect(
-            address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
-        try:
-            _prepare(database, path, writable="?" not in address)
-        except BaseException:
-            database.close()
-            raise
+            try:
+                return _opened(path, "?mode=ro")
+            except sqlite3.OperationalError:  # nor can the files beside it be made, by which processes share it
+                return _opened(path, "?mode=ro&immutable=1")
+        return _opened(path, "")
+
+
+def _opened(path: Path, how: str) -> History:
+    address = path.absolute().as_uri() + how
+    database = sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        _prepare(database, path, writable=not how)
+    except BaseException:
+        database.close()
+        raise
     return History(path, database)
 
 
