@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -27,8 +28,9 @@ from localllm.types import EngineOptions, Limits, Reasoning, Sampling
 
 if TYPE_CHECKING:
     from localllm.commands._model import Model
-    from localllm.jobs.batch import Progress, Recipe
+    from localllm.jobs.batch import Progress, Recipe, Vectors
     from localllm.jobs.rows import Format, Row
+    from localllm.types import Answers, Embedder, Engine
 
 PathOption = Optional[Path]  # noqa: UP045  # typer reads it at run time on 3.10 too
 
@@ -56,6 +58,7 @@ def batch(
         PathOption, typer.Option("--errors", metavar="FILE", help="Where to write the failed rows.")
     ] = None,
     retries: Annotated[int, typer.Option("--retries", min=0, max=100, help="Times a failed row is tried again.")] = 1,
+    embed: Annotated[bool, typer.Option("--embed", help="Make a vector of each row's prompt, not an answer.")] = False,
     model: ModelOption = None,
     engine: EngineOption = "auto",
     yes: YesOption = False,
@@ -65,8 +68,8 @@ def batch(
     given: dict[str, Any],
 ) -> None:
     """Answer a prompt for every row of a file. The same command again goes on where it was stopped."""
+    from localllm.commands._encoder import find_encoder
     from localllm.commands._model import resolve
-    from localllm.engines import open_together
     from localllm.jobs.batch import Batch, Recipe
     from localllm.jobs.rows import Errors, Output, format_of
     from localllm.settings import build, load_settings
@@ -80,12 +83,13 @@ def batch(
         log.verbose = True
     kind = format_of(source, format)
     settings = load_settings()
-    found = resolve(model or settings.model, yes=yes)
+    found = find_encoder(model, yes=yes) if embed else resolve(model or settings.model, yes=yes)
     own = settings.of(found.name, model or settings.model)
-    sampling = build(Sampling, found.sampling, own, given)
-    limits = build(Limits, own, given)
+    # What has no answer depends on nothing that shapes answers.
+    sampling = Sampling() if embed else build(Sampling, found.sampling, own, given)
+    limits = Limits() if embed else build(Limits, own, given)
     options = build(EngineOptions, found.options, own, given)
-    made_with = f"{_identity(found)} {engine} {options.lora} {options.template}"
+    made_with = f"{_identity(found)} {'embed' if embed else engine} {options.lora} {options.template}"
     recipe = Recipe(
         made_with,
         _prompt(prompt, prompt_file),
@@ -104,7 +108,7 @@ def batch(
         started = time.perf_counter()
         try:
             if total != 0:
-                opened, answers = open_together(engine, found.path, options, parallel)
+                opened, answers = _open(engine, found.path, options, parallel, embed=embed)
                 stack.enter_context(closing(opened))
                 for notice in opened.notices:
                     say(f"localllm: {notice}")
@@ -117,6 +121,20 @@ def batch(
     if failed.count:
         hint = "the same command tries them again" if output else "--errors FILE lists them all"
         raise LocalLLMError(f"{failed.count} of {job.progress.rows} rows failed, the first: {job.first_error}", hint)
+
+
+def _open(
+    engine: str, path: Path, options: EngineOptions, parallel: int | None, *, embed: bool
+) -> tuple[Engine | Embedder, Answers | Vectors]:
+    """The model, and what answers or embeds many rows with it."""
+    from localllm.engines import open_embedder, open_together
+
+    if not embed:
+        return open_together(engine, path, options, parallel)
+    from localllm.jobs.embed_rows import vectors
+
+    embedder = open_embedder(path, options, "")
+    return embedder, partial(vectors, embedder)
 
 
 def _rows(source: Path, kind: Format) -> Iterator[Row]:

@@ -46,6 +46,7 @@ class LlamaModel(Vocabulary):
         self._context: Any = None
         self._held: list[int] = []  # the tokens known to be in the KV cache
         self._touched = False  # whether there may be others
+        self._ends: list[int] | None = None  # every token that ends an answer
         self._restored = 0  # how many of those held came from the cache of prefixes
         self.prefixes: PrefixCache | None = None
         self.output = -1  # the token of the last batch whose logits are read next; -1 is its last
@@ -371,8 +372,9 @@ class LlamaModel(Vocabulary):
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> list[tuple[int, float]]:
         biases = read_biases(sampling.logit_bias, self.vocabulary_size)
         if ignore_eos:
-            is_end, vocabulary = self._llama.llama_vocab_is_eog, self._vocabulary
-            biases += [(t, float("-inf")) for t in range(self.vocabulary_size) if is_end(vocabulary, t)]
+            if self._ends is None:  # to ask of every token takes longer than to draw a hundred
+                self._ends = [token for token in range(self.vocabulary_size) if self.is_end(token)]
+            biases += [(token, float("-inf")) for token in self._ends]
         return biases
 
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from localllm.errors import ContextOverflow, LocalLLMError, UsageError
+from localllm.jobs.embed_rows import Vector
 from localllm.jobs.rows import Errors, Output, Row, key_of, pending
 from localllm.types import Answers, Chunk, Constraint, Kind, Limits, Message, Reasoning, Request, Sampling
 
@@ -21,12 +22,13 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Rows with a result or without hope, and the tokens of the answers."""
+    """Rows with a result or without hope, and the tokens of the answers, or of the texts that were embedded."""
 
     rows: int = 0
     tokens: int = 0
 
 
+Vectors = Callable[["Iterable[tuple[_Task, Request]]"], "Iterable[tuple[_Task, Vector | LocalLLMError]]"]
 Report = Callable[[Progress], None]
 
 
@@ -102,6 +104,24 @@ def _said(chunks: Sequence[Chunk], kind: Kind) -> str:
     return "".join(chunk.text for chunk in chunks if chunk.kind == kind)
 
 
+def _answer_of(chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """What is written of an answer."""
+    usage = chunks[-1].usage
+    assert usage is not None, "an engine's last chunk carries the usage"
+    thinking = _said(chunks, "thinking")
+    return {
+        "text": _said(chunks, "answer"),
+        **({"thinking": thinking} if thinking else {}),
+        "finish": chunks[-1].finish,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+    }
+
+
+def _vector_of(vector: Vector) -> dict[str, Any]:
+    return {"embedding": vector.values, "prompt_tokens": vector.tokens}
+
+
 @dataclass(frozen=True, slots=True)
 class _Task:
     row: Row
@@ -118,8 +138,11 @@ class Batch:
         self.progress = Progress()
         self.first_error = ""
 
-    def run(self, rows: Iterable[Row], answers: Answers) -> None:
-        """Answer every row that is not done yet. Raises UsageError, EngineError; what is finished then is written."""
+    def run(self, rows: Iterable[Row], answers: Answers | Vectors) -> None:
+        """Answer every row that is not done yet. Raises UsageError, EngineError; what is finished then is written.
+
+        Instead of answers there may be vectors (`jobs/embed_rows.py`).
+        """
         tasks: Iterable[_Task] = (_Task(row, key) for row, key in pending(rows, self._output, self._recipe.key))
         while True:
             for task, outcome in answers(self._requests(tasks)):
@@ -145,8 +168,8 @@ class Batch:
                     request = replace(request, sampling=replace(request.sampling, seed=seed + task.attempt))
                 yield task, request
 
-    def _settle(self, task: _Task, outcome: list[Chunk] | LocalLLMError) -> None:
-        if not isinstance(outcome, LocalLLMError) and not outcome[-1].fulfilled:
+    def _settle(self, task: _Task, outcome: list[Chunk] | Vector | LocalLLMError) -> None:
+        if isinstance(outcome, list) and not outcome[-1].fulfilled:
             outcome = LocalLLMError(f"the answer was cut before it had its form: {_said(outcome, 'answer')!r}")
         if isinstance(outcome, LocalLLMError):
             if task.attempt + 1 < self._tries and not isinstance(outcome, ContextOverflow):
@@ -154,18 +177,9 @@ class Batch:
             else:
                 self._fail(task, str(outcome))
             return
-        usage = outcome[-1].usage
-        assert usage is not None, "an engine's last chunk carries the usage"
-        thinking = _said(outcome, "thinking")
-        values = {
-            "text": _said(outcome, "answer"),
-            **({"thinking": thinking} if thinking else {}),
-            "finish": outcome[-1].finish,
-            "prompt_tokens": usage.prompt_tokens,
-            "completion_tokens": usage.completion_tokens,
-        }
+        values = _vector_of(outcome) if isinstance(outcome, Vector) else _answer_of(outcome)
         self._output.write(task.row, task.key, values)
-        self._advance(usage.completion_tokens)
+        self._advance(values.get("completion_tokens", values["prompt_tokens"]))
 
     def _fail(self, task: _Task, reason: str) -> None:
         self.first_error = self.first_error or f"row {task.row.id!r}: {reason}"

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from localllm.convert.onnx import export
 from localllm.errors import LocalLLMError
 from localllm.jobs.batch import Recipe, fill
 from localllm.jobs.rows import Row
 from localllm.types import Limits, Message, Sampling
+from tests.support import masked
 from tests.support.command import COMMAND, Terminal, localllm
 
 
@@ -144,3 +146,24 @@ def test_on_a_terminal(tmp_path: Path, model_path: Path) -> None:
         assert terminal.exit_code() == 130
         assert "the same command goes on from there" in terminal.text
     assert 2 <= len(lines(out)) < 8
+
+
+def test_vectors_instead_of_answers(tmp_path: Path) -> None:
+    folder = masked.write_checkpoint(tmp_path / "checkpoint")
+    config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertModel"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "sentence_bert_config.json").write_text('{"max_seq_length": 32}')
+    export.write(export.plan(folder), tmp_path / "model")
+    source, out = tmp_path / "in.csv", tmp_path / "out.jsonl"
+    source.write_text("id,word\na,cat\nb,house\nc," + "dog " * 50 + "\n")
+    words = ["batch", str(source), "--embed", "-m", str(tmp_path / "model"), "--prompt", "the {word}", "-o", str(out)]
+    done = localllm(*words)
+    assert done.returncode == 1
+    assert "1 of 3 rows failed, the first: row 'c'" in done.stderr
+    assert [r["id"] for r in lines(out)] == ["a", "b"]
+    whole = localllm("embed", "-m", str(tmp_path / "model"), "the cat", "the house", "--json")
+    for row, expected in zip(lines(out), json.loads(whole.stdout)["embeddings"], strict=True):
+        assert row["embedding"] == pytest.approx(expected, abs=1e-5)
+    source.write_text("id,word\na,cat\nb,house\nc,dog\n")
+    assert localllm(*words).returncode == 0
+    assert [r["id"] for r in lines(out)] == ["a", "b", "c"]
