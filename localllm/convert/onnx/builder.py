@@ -27,7 +27,7 @@ class Builder:
         self.floats = _TYPES[data.floats]
         self._regions: dict[tuple[str, tuple[int, ...]], ir.Value] = {}
         self._constants: dict[tuple[Any, ...], ir.Value] = {}
-        self._sums: dict[tuple[ir.Value, int], ir.Value] = {}
+        self._means: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def op(self, kind: str, inputs: Sequence[ir.Value | None], domain: str = "", **attributes: Any) -> ir.Value:
         """A node with one output."""
@@ -82,15 +82,18 @@ class Builder:
         )  # fmt: skip
         if matrix.offsets is None:
             return y
-        sums = self._block_sums(x, layout.block)
-        return self.op("Add", [y, self.op("FusedMatMul", [sums, self.stored(matrix.offsets)], MICROSOFT, transB=1)])
+        inputs = [self._block_means(x, layout.block), self.stored(matrix.offsets)]
+        moved = self.op("FusedMatMul", inputs, MICROSOFT, transB=1, alpha=float(layout.block))
+        return self.op("Add", [y, moved])
 
-    def _block_sums(self, x: ir.Value, block: int) -> ir.Value:
-        """The sums of x over each block, made once for all the matrices that x goes through."""
-        if (x, block) not in self._sums:
-            parted = self.op("Reshape", [x, self.constant([0, 0, -1, block])])
-            self._sums[x, block] = self.op("ReduceSum", [parted, self.constant([-1])], keepdims=0)
-        return self._sums[x, block]
+    def _block_means(self, x: ir.Value, block: int) -> ir.Value:
+        """The means of x over each block, made once for all the matrices that x goes through.
+
+        They are sums divided by a power of two; to pool is one node, and to part and sum two.
+        """
+        if (x, block) not in self._means:
+            self._means[x, block] = self.op("AveragePool", [x], kernel_shape=[block], strides=[block])
+        return self._means[x, block]
 
     def rows(self, ids: ir.Value, matrix: Matrix) -> ir.Value:
         """The rows of a matrix that `ids` (batch, positions) name -> (batch, positions, columns)."""
