@@ -39,8 +39,10 @@ def test_the_command_prints_the_folder(checkpoint: Path, tmp_path: Path) -> None
     target = tmp_path / "out"
     done = localllm("convert", str(checkpoint), "--to", "onnx", "--quant", "Q8", "-o", str(target))
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{target}\n", "")
-    assert {p.name for p in target.iterdir()} == beside.NAMES - {"special_tokens_map.json", "generation_config.json"}
-    for name in ("tokenizer.json", "config.json", "chat_template.jinja"):
+    copied = ("tokenizer.json", "config.json", "chat_template.jinja")
+    made = {"model.onnx", "model.onnx.data", "tokenizer_config.json", "genai_config.json"}
+    assert {p.name for p in target.iterdir()} == {*copied, *made} < beside.NAMES
+    for name in copied:
         assert (target / name).read_bytes() == (checkpoint / name).read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
