@@ -21,7 +21,7 @@ from localllm.text.biases import read_biases
 from localllm.text.sampling import Breakers, Sampler, find_breakers
 from localllm.types import Mask, ModelDescription, Sampling
 
-CHUNK = 512  # tokens of a prompt that are evaluated at once
+CHUNK = 256  # tokens of a prompt at once: with 512, attention computes more that its mask throws away
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
+from localllm.engines.llama_masked import masked_draw
 from localllm.engines.llama_model import LlamaModel
+from localllm.errors import EngineError
 from localllm.text.biases import read_biases
 from localllm.text.sampling import Candidates, Draws, Sampler, find_breakers, top_k
 from localllm.types import Sampling
@@ -139,6 +141,26 @@ def test_a_forbidden_token_is_never_chosen() -> None:
         Sampling(temperature=0), context=8, vocabulary_size=8, biases=[(3, -np.inf), *((t, -np.inf) for t in range(3))]
     )
     assert ours.choose(logits) == 4
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"typical_p": 0.9, "top_k": 0}, {"repeat_penalty": 1.5}])
+def test_under_a_mask_the_tokens_are_those_of_llama_cpp(
+    model: LlamaModel, evaluated: list[tuple[list[int], np.ndarray]], options: dict[str, float]
+) -> None:
+    sampling, api = Sampling(seed=7, **options), model._llama
+    for tokens, logits in evaluated:
+        bits = np.random.RandomState(len(tokens)).randint(0, 256, -(-len(logits) // 8)).astype(np.uint8).tobytes()
+        chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        for link in model._chain(sampling, False):
+            api.llama_sampler_chain_add(chain, link)
+        for token in tokens:
+            api.llama_sampler_accept(chain, token)
+        wanted = [masked_draw(api, chain, lambda scores=logits: scores, lambda mask=bits: mask) for _ in range(12)]
+        api.llama_sampler_free(chain)
+        ours = sampler(model, sampling, tokens)
+        assert [ours.choose(logits, lambda mask=bits: mask) for _ in wanted] == wanted
+    with pytest.raises(EngineError, match="no token of the vocabulary"):
+        ours.choose(logits, lambda: bytes(len(logits)))
 
 
 def test_everything_forbidden_still_chooses() -> None:
