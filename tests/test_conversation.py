@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import pytest
 
 from localllm.conversation import Conversation
 from localllm.engines import open_engine
+from localllm.engines.fake import FakeModel
+from localllm.engines.local import LocalEngine
 from localllm.errors import ContextOverflow, UsageError
 from localllm.text.attachments import Attachment
 from localllm.types import Chunk, EngineOptions, Limits, Message, Sampling
@@ -197,6 +199,24 @@ def test_shift_lets_an_answer_run_on(make: Make) -> None:
     assert chunks[-1].finish == "stop"
     model = conversation.engine.model  # type: ignore[attr-defined]
     assert len(model._held) < 80 and bytes(model._held[:5]) == b"SYS\n\n"
+
+
+def test_an_engine_that_cannot_shift_evaluates_again_what_is_left() -> None:
+    class Unmoved(FakeModel):
+        prefills = 0
+
+        def shift(self, keep: int, discard: int) -> bool:
+            return False
+
+        def prefill(self, tokens: Sequence[int]) -> int:
+            self.prefills += 1
+            return super().prefill(tokens)
+
+    script = b"0123456789" * 30
+    model = Unmoved(script, 80)
+    conversation = Conversation(LocalEngine(model, None), Sampling(), Limits(on_overflow="shift"), "SYS")
+    assert said(conversation.ask("count")) == script.decode()
+    assert model.prefills > 3 and bytes(model._held[:5]) == b"SYS\n\n"
 
 
 def test_a_conversation_that_was_killed_begins_before_its_question(make: Make) -> None:
