@@ -48,6 +48,7 @@ def test_every_line_has_a_test() -> None:
 # The lines
 
 
+@pytest.mark.slow
 def test_line_stdout(script: Callable[[str], str]) -> None:
     done = localllm(*FAKE, script("The answer"), "x", "--verbose", FORCE_COLOR="1")
     assert (done.returncode, done.stdout) == (0, "The answer\n")
@@ -70,6 +71,7 @@ def test_line_errors() -> None:
     assert "Traceback (most recent call last)" in localllm("--debug", "run", "-m", "/none.gguf", "Hi").stderr
 
 
+@pytest.mark.slow
 def test_line_quiet(tmp_path: Path, without_template: Path) -> None:
     words = ("run", "-m", str(without_template), "x", "-n", "1")
     assert "has no chat template" in localllm(*words).stderr
@@ -84,6 +86,7 @@ def test_line_quiet(tmp_path: Path, without_template: Path) -> None:
     assert localllm("run", "-q", "-m", "/none.gguf", "x").stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_line_json() -> None:
     words = ("run", "Tell me of the sea.", "-n", "6", "--temperature", "1")
     done = localllm(*words, "--json")
@@ -104,6 +107,7 @@ def test_line_json() -> None:
     assert again.stdout == found["text"] + "\n", "the seed that is told reproduces the answer"
 
 
+@pytest.mark.slow
 def test_line_jsonl() -> None:
     words = ("run", "Tell me of the sea.", "-n", "6", "--seed", "5")
     lines = [json.loads(line) for line in localllm(*words, "--jsonl").stdout.splitlines()]
@@ -115,6 +119,7 @@ def test_line_jsonl() -> None:
     assert localllm(*words, "--jsonl", "--json").returncode == 2
 
 
+@pytest.mark.slow
 def test_line_logprobs_n() -> None:
     words = ("run", "Tell me of the sea.", "-n", "4", "--temperature", "0")
     found = json.loads(localllm(*words, "--json", "--logprobs", "3").stdout)
@@ -138,6 +143,7 @@ def test_line_stop_text(script: Callable[[str], str]) -> None:
     assert (strict.returncode, strict.stdout) == (5, "one two\n")
 
 
+@pytest.mark.slow
 def test_line_prefill_text() -> None:
     begin = "The three primary colours are:\n\n1."
     done = localllm("run", "Name the primary colours.", "-n", "5", "--prefill", begin, "--temperature", "0")
@@ -146,6 +152,7 @@ def test_line_prefill_text() -> None:
     assert whole["text"].startswith(begin) and whole["usage"]["completion_tokens"] == 2
 
 
+@pytest.mark.slow
 def test_line_repeat_n(script: Callable[[str], str]) -> None:
     assert localllm(*FAKE, script("a\nb"), "x", "--repeat", "3").stdout == "a\nb\n\na\nb\n\na\nb\n"
     words = ("run", "Tell me of the sea.", "-n", "6", "--temperature", "2", "--seed", "7", "--json")
@@ -157,6 +164,7 @@ def test_line_repeat_n(script: Callable[[str], str]) -> None:
     assert json.loads(localllm(*words[:-3], "--seed", "9", "--json").stdout)["text"] == found[2]["text"]
 
 
+@pytest.mark.slow
 def test_line_system_text() -> None:
     greedy = ("run", "Who are you?", "-n", "8", "--temperature", "0")
     answers = [localllm(*greedy, *more).stdout for more in ((), ("--system", "You are a pirate."), ("--no-template",))]
@@ -164,6 +172,7 @@ def test_line_system_text() -> None:
     assert localllm(*greedy, "--template", "none").stdout == answers[2]
 
 
+@pytest.mark.slow
 def test_line_schema_file_json(tmp_path: Path, script: Callable[[str], str]) -> None:
     schema = {
         "type": "object",
@@ -204,6 +213,7 @@ def test_line_schema_file_json(tmp_path: Path, script: Callable[[str], str]) -> 
         assert localllm("run", "x", *words).returncode == 2, words
 
 
+@pytest.mark.slow
 def test_line_timeout_seconds(script: Callable[[str], str]) -> None:
     endless = script("on and on " * 1_500_000)
     seconds, said = 1, ""
@@ -235,10 +245,12 @@ def test_code_1(tmp_path: Path) -> None:
     assert code("run", "-m", str(tmp_path / "broken.gguf"), "x") == 1
 
 
+@pytest.mark.slow
 def test_code_2() -> None:
     assert code("run", "x", "--top-p", "7") == code("run", "x", LOCALLLM_TOP_P="7") == code("run") == 2
 
 
+@pytest.mark.slow
 def test_code_3() -> None:
     assert code("run", "-m", "/none.gguf", "x") == code("run", "-m", "no-such:name", "x") == 3
     assert code("show", "no-such:name") == 3
@@ -281,6 +293,7 @@ def test_code_143() -> None:
     ended_by(signal.SIGTERM, 143)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_that_is_to_be_ignored_is_ignored(number: int) -> None:
     """As a shell starts what runs in the background, and nohup."""

@@ -50,6 +50,7 @@ LINES = (
 )
 
 
+@pytest.mark.slow
 def test_bash(path: str) -> None:
     """By the function that readline calls, with the words as readline breaks them."""
     calls = "".join(
@@ -64,12 +65,14 @@ def test_bash(path: str) -> None:
         assert [value for value in line.split("|") if value] == written
 
 
+@pytest.mark.slow
 def test_fish(path: str) -> None:
     for line, expected in LINES:
         found = shell("fish", f'localllm completion fish | source; complete -C "{line}"', path)
         assert [value.partition("\t")[0] for value in found] == sorted(expected), line
 
 
+@pytest.mark.slow
 def test_zsh(path: str) -> None:
     """The script is read, and what it is given is what `_describe` takes."""
     found = shell(
@@ -84,6 +87,7 @@ def test_zsh(path: str) -> None:
         assert values == expected, line
 
 
+@pytest.mark.slow
 def test_powershell_and_others() -> None:
     assert "Register-ArgumentCompleter" in localllm("completion", "powershell").stdout
     done = localllm("completion", "powershell", "--line", "localllm run --engine f")

@@ -28,6 +28,7 @@ def config(*words: str, code: int = 0, **environment: str) -> str:
     return done.stderr if code else done.stdout
 
 
+@pytest.mark.slow
 def test_set_get_list_unset(file: Path) -> None:
     assert config("path") == f"{file}\n"
     assert config("get", "top-k") == "40\n"
@@ -51,6 +52,7 @@ def test_set_get_list_unset(file: Path) -> None:
     assert "context is not set, and has no default" in config("get", "context", code=1)
 
 
+@pytest.mark.slow
 def test_a_value_is_checked_before_it_is_written(file: Path) -> None:
     for words, reason in (
         (("top_p", "7"), "--top-p: 7 is above 1"),
@@ -87,6 +89,7 @@ def test_nothing_but_a_file_is_written() -> None:
     assert "no regular file" in config("set", "top_k", "3", code=2, LOCALLLM_CONFIG=os.devnull)
 
 
+@pytest.mark.slow
 def test_edit(file: Path, tmp_path: Path) -> None:
     editor = tmp_path / "my editor"
     editor.write_text('#!/bin/sh\necho "top_k = 5" >> "$1"\n', encoding="utf-8")
@@ -99,6 +102,7 @@ def test_edit(file: Path, tmp_path: Path) -> None:
     assert "ended with 1" in config("edit", code=1, VISUAL="false")
 
 
+@pytest.mark.slow
 def test_the_order_of_precedence(file: Path) -> None:
     """How many tokens an answer has tells whose -n it was."""
 
