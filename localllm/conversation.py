@@ -106,6 +106,11 @@ class Conversation:
         self.tree.leaf = leaf
         self._save()
 
+    def take_up(self, tree: Tree, system: str | None, recorder: Recorder | None) -> None:
+        """Go on with another conversation in the place of this one."""
+        self.tree, self.system, self.recorder = tree, system, recorder
+        self.unanswered = self._step_back()
+
     def branch(self) -> None:
         """Go on in a new conversation that begins as this one; this one stays as it is."""
         self.tree = self.tree.copy()

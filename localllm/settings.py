@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 from localllm.errors import UsageError
 from localllm.fields import Option, options
-from localllm.types import CacheOptions, EngineOptions, Guessing, Keeping, Limits, Reasoning, Sampling
+from localllm.types import CacheOptions, ChatOptions, EngineOptions, Guessing, Keeping, Limits, Reasoning, Sampling
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-OPTION_CLASSES = (Sampling, Limits, Reasoning, Keeping, EngineOptions, CacheOptions, Guessing)
+OPTION_CLASSES = (Sampling, Limits, Reasoning, Keeping, ChatOptions, EngineOptions, CacheOptions, Guessing)
 T = TypeVar("T")
 
 

@@ -23,16 +23,26 @@ _AGAIN = 2.0  # seconds until the alarm comes again, for whoever was blocked in 
 
 
 class Terminated(SystemExit):
-    """SIGTERM: what is open is closed, what was written is flushed, and the process ends with 143."""
+    """SIGTERM: what is open is closed, what was written is flushed, and the process ends with 143.
 
-    def __init__(self) -> None:
-        super().__init__(TERMINATED)
+    So it is with SIGHUP, where somebody asked for it, and 129.
+    """
+
+    def __init__(self, code: int = TERMINATED) -> None:
+        super().__init__(code)
 
 
 def end_on_termination() -> None:
     """Let SIGTERM end the program cleanly, where nobody has said that it is to be ignored."""
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         signal.signal(signal.SIGTERM, _terminate)
+
+
+def end_on_hangup() -> None:
+    """Let the end of the terminal end the program cleanly too, but not under nohup."""
+    number = getattr(signal, "SIGHUP", None)
+    if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+        signal.signal(number, _terminate)
 
 
 @contextmanager
@@ -61,5 +71,5 @@ def deadline(seconds: float | None) -> Iterator[None]:
         signal.signal(_ALARM, previous)
 
 
-def _terminate(_number: int, _frame: Any) -> None:
-    raise Terminated
+def _terminate(number: int, _frame: Any) -> None:
+    raise Terminated(128 + number)

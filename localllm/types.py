@@ -127,6 +127,19 @@ class Keeping:
 
 
 @dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """How the chat is shown and typed."""
+
+    raw: bool = option(False, "Show answers as they come, without drawing Markdown.", switch=True)
+    vi: bool = option(False, "Edit as vi does; without it, as readline.", switch=True)
+    multiline: bool = option(False, "Enter begins a new line, and Alt-Enter sends.", switch=True)
+    show_thinking: bool = option(False, "Show what the model thinks (Ctrl-O in the chat).", switch=True)
+
+    def __post_init__(self) -> None:
+        check_all(self)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineOptions:
     """How a model is opened. `None` leaves the choice to the engine."""
 

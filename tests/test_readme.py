@@ -10,7 +10,7 @@ from typer.main import get_command
 from localllm import errors
 from localllm.cli import app
 from localllm.engines import ENGINES
-from localllm.ui.slash import COMMANDS
+from localllm.ui.chat.table import commands
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +27,7 @@ def test_two_commands_set_everything_up() -> None:
 def test_every_command_is_shown() -> None:
     for name in get_command(app).commands:  # type: ignore[attr-defined]
         assert f"localllm {name}" in README, name
-    for name in COMMANDS:
+    for name in commands():
         assert name in README, name
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,6 @@ from localllm.tree import Tree
 from localllm.types import Keeping
 from localllm.ui.progress import say
 
-PICKED = 20  # conversations that are offered to choose from
 _Options = TypeVar("_Options")
 
 
@@ -84,15 +82,10 @@ def recorder(history: History | None, resumed: Resumed | None) -> Recorder | Non
 
 
 def pick(records: list[Record]) -> Record:
-    """Ask which of the latest conversations is meant. Raises UsageError where none is."""
-    from localllm.ui.units import date
+    """Have the user choose. Raises UsageError where he does not."""
+    from localllm.ui.chat.picker import pick as choose
 
-    offered = records[:PICKED]
-    for number, record in enumerate(offered, 1):
-        say(f"{number:>3}  {date(record.updated)}  {record.title}")
-    sys.stderr.write("Number: ")
-    sys.stderr.flush()
-    answer = sys.stdin.readline().strip()
-    if not answer.isdecimal() or not 1 <= int(answer) <= len(offered):
+    record = choose(records)
+    if record is None:
         raise UsageError("no conversation was chosen", "localllm history list has their ids")
-    return offered[int(answer) - 1]
+    return record

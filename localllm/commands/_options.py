@@ -93,6 +93,7 @@ _PANELS = {
     "Keeping": "History",
     "Guessing": "Speculation",
     "CacheOptions": "Cache on disk",
+    "ChatOptions": "Chat",
     "Form": "Form of the answer",
     "Output": "For scripts",
 }

@@ -24,7 +24,17 @@ class Session:
     sampling: Sampling
     limits: Limits
     reasoning: Reasoning
+    options: EngineOptions
     load_seconds: float
+
+    @property
+    def name(self) -> str:
+        """The model, as it is found from another folder too."""
+        return str(self.model.path.absolute()) if Path(self.model.name).exists() else self.model.name
+
+    @property
+    def path(self) -> Path:
+        return self.model.path
 
     def report(self, usage: Usage) -> None:
         """Times and counts of an answer, on stderr."""
@@ -66,7 +76,7 @@ def open_session(
     allow_guesses(opened, build(Guessing, own, given), options, yes=yes)
     for notice in opened.notices:
         say(f"localllm: {notice}")
-    return Session(model, opened, sampling, limits, reasoning, time.perf_counter() - started)
+    return Session(model, opened, sampling, limits, reasoning, options, time.perf_counter() - started)
 
 
 def prefix_folder() -> Path:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -18,12 +18,26 @@ from localllm.commands._options import (
     with_options,
 )
 from localllm.errors import UsageError
-from localllm.types import CacheOptions, EngineOptions, Guessing, Keeping, Limits, Reasoning, Sampling
+from localllm.types import (
+    CacheOptions,
+    ChatOptions,
+    EngineOptions,
+    Guessing,
+    Keeping,
+    Limits,
+    Reasoning,
+    Sampling,
+)
+
+if TYPE_CHECKING:
+    from localllm.commands._session import Session
 
 Options = TypeVar("Options")
 
 
-@with_options(Asking, Limits, Sampling, Reasoning, Keeping, EngineOptions, Guessing, CacheOptions, without=("file",))
+@with_options(
+    Asking, ChatOptions, Keeping, Reasoning, Limits, Sampling, EngineOptions, Guessing, CacheOptions, without=("file",)
+)
 def chat(
     name: Annotated[
         str | None,
@@ -66,35 +80,43 @@ def open_chat(
     from localllm.conversation import Conversation
     from localllm.hub.store import data_directory
     from localllm.settings import build, load_settings
-    from localllm.ui.repl import run_chat
+    from localllm.signals import end_on_hangup
+    from localllm.ui.chat.loop import run_chat
+    from localllm.ui.chat.state import Chat
 
-    history = open_or_none({**load_settings().given, **given})
+    end_on_hangup()
+    settings = load_settings()
+    history = open_or_none({**settings.given, **given})
     resumed = resume(history, prefix, last=last)
     same_model = resumed is not None and name in (None, resumed.record.model)
     name = name or (resumed.record.model if resumed else None)
     asking = build(Asking, given)
     prompt = asking.load()
     system = system or asking.for_chat(prompt)
-    session = open_session(name, engine, yes=yes, verbose=verbose, given=given, advice=advice(prompt))
-    # A file is named so that the conversation finds it from another folder too.
-    known = str(session.model.path.absolute()) if Path(session.model.name).exists() else session.model.name
+
+    def open_model(name: str | None, given: Mapping[str, Any]) -> Session:
+        return open_session(name, engine, yes=yes, verbose=verbose, given=given, advice=advice(prompt))
+
+    session = open_model(name, given)
 
     def settled(today: Options) -> Options:
         return resumed.settle(today, given) if resumed and same_model else today
 
+    conversation = Conversation(
+        session.engine,
+        settled(session.sampling),
+        settled(session.limits),
+        system or (resumed.record.system if resumed else None),
+        reasoning=settled(session.reasoning),
+        model=session.name,
+        recorder=recorder(history, resumed),
+        tree=resumed.tree if resumed else None,
+    )
+    display = build(ChatOptions, settings.given, given)
+    chat = Chat(conversation, display, session.options, given, open_model, session.path, engine, history)
     try:
-        conversation = Conversation(
-            session.engine,
-            settled(session.sampling),
-            settled(session.limits),
-            system or (resumed.record.system if resumed else None),
-            reasoning=settled(session.reasoning),
-            model=known,
-            recorder=recorder(history, resumed),
-            tree=resumed.tree if resumed else None,
-        )
-        run_chat(conversation, title=session.model.name, history=data_directory() / "chat-history")
+        run_chat(chat, data_directory() / "chat-history", resumed.record.title if resumed else None)
     finally:
-        session.engine.close()
+        conversation.engine.close()
         if history is not None:
             history.close()

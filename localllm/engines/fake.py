@@ -1,11 +1,15 @@
 """A scripted engine: its tokens are bytes, and its answer is the text of the file it is given.
 
 It stands behind the same loop as the real ones, and serves whoever wants to see what a certain answer looks like.
-`--engine fake -m FILE` answers with FILE every time; it completes plain text unless a `--template` is named.
+`--engine fake -m FILE` answers with FILE every time; it completes plain text unless a `--template` is named. A first
+line `#!answers 0.01` says how many seconds a token takes, and that a form feed ends an answer and begins the next.
 """
 
 from __future__ import annotations
 
+import itertools
+import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 END = 256
+_SCRIPTED = re.compile(rb"#!answers (\d+(?:\.\d+)?)\n")
 
 
 def open_model(path: Path, options: EngineOptions, *, single: bool = False) -> LocalEngine:
@@ -42,7 +47,9 @@ class FakeModel:
 
     def __init__(self, script: bytes, context: int) -> None:
         self._drawn = END
-        self._script = script
+        scripted = _SCRIPTED.match(script)
+        self._answers = itertools.cycle(script[scripted.end() :].split(b"\f") if scripted else [script])
+        self._seconds = float(scripted[1]) if scripted else 0.0
         self._held: list[int] = []
         self._abort = AbortFlag()
         self.context = self.trained_context = context
@@ -82,6 +89,7 @@ class FakeModel:
         return same
 
     def feed(self, token: int) -> None:
+        time.sleep(self._seconds)
         if self._abort.is_up:
             raise KeyboardInterrupt
         self._held.append(token)
@@ -106,7 +114,7 @@ class FakeModel:
         self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int], mask: Mask | None = None
     ) -> Iterator[Callable[[], int]]:
         """The script, or what comes nearest to it among the allowed tokens: the next one above in number."""
-        script = iter([*self._script, END])
+        script = iter([*next(self._answers), END])
 
         def draw() -> int:
             drawn = self._drawn = next(script, END)

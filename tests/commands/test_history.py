@@ -15,6 +15,7 @@ from localllm.transcript import as_object, read_object
 from localllm.types import EngineOptions, Limits, Sampling
 from tests.support.command import Terminal, localllm
 from tests.test_history import talk
+from tests.ui.chat.support import at_prompt
 
 
 @pytest.fixture
@@ -29,10 +30,6 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     list(conversation.regenerate())
     history.close()
     return home
-
-
-def at_prompt(text: str) -> bool:
-    return text.endswith("\n>")
 
 
 def test_list_and_search(data: Path) -> None:

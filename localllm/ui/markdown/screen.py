@@ -87,3 +87,14 @@ def fold(text: str, width: int) -> list[str]:
             begin, used = index, 0
         used += cells
     return [*rows, text[begin:]]
+
+
+def wrap(text: str, width: int) -> list[str]:
+    """Cut a line into rows between words, and within those that are longer than a row; the last keeps its spaces."""
+    rows = []
+    while len(text) > width or cell_len(text) > width:
+        row = fold(text[: width + 1], width)[0]
+        cut = row.rfind(" ") + 1 or len(row)
+        rows.append(text[:cut].rstrip(" "))
+        text = text[cut:]
+    return [*rows, text]

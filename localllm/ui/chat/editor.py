@@ -1,0 +1,45 @@
+"""Text in the user's own editor."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+from localllm.errors import UsageError
+
+_USUAL = ("sensible-editor", "nano", "vim", "vi", "notepad.exe")
+
+
+def edit_text(text: str) -> str:
+    """What the user makes of `text`, without the newline that editors add. Raises UsageError where no editor runs."""
+    words = _editor()
+    with tempfile.TemporaryDirectory(prefix="localllm-") as folder:  # mode 0700: nobody else reads along
+        path = Path(folder) / "message.md"
+        path.write_text(text, encoding="utf-8")
+        try:
+            code = subprocess.call([*words, str(path)])
+        except OSError as error:
+            raise UsageError(f"{words[0]} cannot be run: {error.strerror}", "set EDITOR to your editor") from None
+        if code:
+            raise UsageError(f"{words[0]} ended with {code}; nothing has changed", "set EDITOR to another editor")
+        try:
+            return path.read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"what {words[0]} wrote cannot be read: {error}") from None
+
+
+def _editor() -> list[str]:
+    for name in ("VISUAL", "EDITOR"):
+        if value := os.environ.get(name, "").strip():
+            try:
+                return shlex.split(value)
+            except ValueError as error:
+                raise UsageError(f"{name}={value}: {error}", f"mend {name}") from None
+    for usual in _USUAL:
+        if shutil.which(usual):
+            return [usual]
+    raise UsageError("no editor was found", "set EDITOR to your editor")

@@ -1,0 +1,78 @@
+"""The terminal between two prompts: what is typed while an answer streams waits, unseen, for the next prompt."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from prompt_toolkit.input import Input
+from prompt_toolkit.input.typeahead import store_typeahead
+from prompt_toolkit.key_binding import KeyPress
+from prompt_toolkit.keys import Keys
+
+if sys.platform != "win32":  # which echoes nothing while nobody reads
+    import termios
+
+
+class Terminal:
+    """The input of the whole chat. Ctrl-C stays a signal; Enter comes as Enter, so that Ctrl-J can be told from it."""
+
+    def __init__(self, keys: Input) -> None:
+        self.keys = keys
+        self._watched = sys.platform != "win32" and sys.stdin.isatty()
+        self._before: Any = None
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """While it is open nothing is echoed, and every key can be had at once."""
+        if not self._watched:
+            yield
+            return
+        descriptor = sys.stdin.fileno()
+        self._before = termios.tcgetattr(descriptor)
+        quiet = [*self._before]
+        quiet[0] &= ~(termios.ICRNL | termios.INLCR | termios.IXON)
+        quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
+        termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+        # What was typed while the model was loaded has been changed by the terminal: Enter came as Ctrl-J.
+        store_typeahead(self.keys, [_as_enter(press) for press in self.keys.read_keys()])
+        try:
+            yield
+        finally:
+            self._set(self._before)
+
+    @contextmanager
+    def ordinary(self) -> Iterator[None]:
+        """As other programs and questions expect it, for a while."""
+        if not self._watched or self._before is None:
+            yield
+            return
+        present = termios.tcgetattr(sys.stdin.fileno())
+        self._set(self._before)
+        try:
+            yield
+        finally:
+            self._set(present)
+
+    def pressed(self, wanted: Keys) -> bool:
+        """Whether a key was pressed since this was last asked (twice is never); the others wait for the prompt."""
+        if not self._watched:
+            return False
+        typed = self.keys.read_keys()
+        store_typeahead(self.keys, [press for press in typed if press.key != wanted])
+        return sum(press.key == wanted for press in typed) % 2 == 1
+
+    def settle(self) -> None:
+        """An Escape alone is one key after all, when nothing followed it."""
+        if self._watched:
+            store_typeahead(self.keys, self.keys.flush_keys())
+
+    def _set(self, attributes: Any) -> None:
+        with suppress(termios.error):  # the terminal may have gone
+            termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, attributes)
+
+
+def _as_enter(press: KeyPress) -> KeyPress:
+    return KeyPress(Keys.ControlM, "\r") if press.key == Keys.ControlJ else press

@@ -1,0 +1,73 @@
+"""Ctrl-C, SIGTERM and the terminal's end, at the prompt and during an answer."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.command import Terminal, localllm
+from tests.ui.chat.support import Chat, at_prompt, scripted
+
+LONG = "a long answer " * 100
+
+
+def test_ctrl_c(home: Path, tmp_path: Path) -> None:
+    with Chat(scripted(tmp_path, LONG, "short", seconds=0.005)) as chat:
+        chat.send("\x03typed\x03")
+        chat.wait(at_prompt)
+        chat.send("go\r")
+        chat.wait(lambda t: "answer a" in t)
+        chat.send("\x03\x03")
+        text = chat.wait(lambda t: "(stopped)" in t and at_prompt(t), 5)
+        assert "Traceback" not in text and "^C" not in text
+        chat.wait(at_prompt)
+        assert "a long answer" in chat.say("/branch")
+        assert chat.say("and on") == "short"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize("answering", [False, True])
+def test_a_signal_ends_it_and_nothing_is_lost(
+    home: Path, tmp_path: Path, number: signal.Signals, code: int, answering: bool
+) -> None:
+    with Chat(scripted(tmp_path, "first" if not answering else LONG, seconds=0.005)) as chat:
+        chat.send("remember\r")
+        chat.wait(lambda t: "answer a" in t if answering else "first" in t and at_prompt(t))
+        os.kill(chat.process.pid, number)
+        assert chat.exit_code(10) == code
+        assert "Traceback" not in chat.text
+    shown = localllm("history", "export").stdout
+    assert "remember" in shown and ("a long answer" if answering else "first") in shown
+
+
+@pytest.mark.slow
+def test_the_terminal_goes_away(home: Path, tmp_path: Path) -> None:
+    chat = Chat(scripted(tmp_path, LONG, seconds=0.005))
+    chat.send("remember\r")
+    chat.wait(lambda t: "answer a" in t)
+    os.close(chat._master)
+    chat._master = os.open(os.devnull, os.O_RDONLY)
+    chat.process.wait(10)
+    shown = localllm("history", "export").stdout
+    assert "remember" in shown and "a long answer" in shown
+    os.close(chat._master)
+
+
+@pytest.mark.slow
+def test_ctrl_c_while_the_model_is_loaded(home: Path, model_path: Path) -> None:
+    with Terminal("chat", "-m", os.fspath(model_path)) as terminal:
+        time.sleep(0.7)
+        terminal.send("\x03")
+        terminal.wait_closed(20)
+        if terminal.process.poll() is None:  # it was at the prompt already, where Ctrl-C drops the line
+            terminal.wait(at_prompt)
+            terminal.send("\x04")
+            assert terminal.exit_code() == 0
+        else:
+            assert terminal.process.poll() == 130
+        assert "Traceback" not in terminal.text
