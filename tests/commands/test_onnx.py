@@ -36,6 +36,7 @@ def repository(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_folder_a_quantization_and_a_file(repository: Path) -> None:
     file = repository / "onnx" / "model_quantized.onnx"
     said = {}
@@ -50,6 +51,7 @@ def test_a_folder_a_quantization_and_a_file(repository: Path) -> None:
     assert done.returncode != 0 and "has no q8 (it has f32, int8, q4)" in done.stderr
 
 
+@pytest.mark.slow
 def test_from_the_hub_by_quantization(hub: Hub, repository: Path, tmp_path: Path) -> None:
     files = {p.relative_to(repository).as_posix(): p for p in repository.rglob("*") if p.is_file()}
     hub.add("owner/Tiny-ONNX", files)
@@ -83,6 +85,7 @@ def test_bench_counts_and_names(tmp_path: Path) -> None:
     assert rows[0]["backends"] == "CPU" and rows[0]["model_type"] == "llama f32 ONNX"
 
 
+@pytest.mark.slow
 def test_evaluate_and_explain_read_every_position(tmp_path: Path) -> None:
     tiny_onnx.write(tmp_path / "a", "own")
     tiny_onnx.write(tmp_path / "b", "own", kind="f16")
@@ -97,6 +100,7 @@ def test_evaluate_and_explain_read_every_position(tmp_path: Path) -> None:
     assert len(json.loads(done.stdout)["tokens"]) == 3, done.stderr
 
 
+@pytest.mark.slow
 def test_a_form_is_kept(tmp_path: Path) -> None:
     tiny_onnx.write(tmp_path, "own")
     for more in (("--temperature", "0"), ("--seed", "3")):
@@ -113,6 +117,7 @@ def test_tokenize_reads_no_weights(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_prompt_within_a_second(tmp_path: Path) -> None:
     tiny_onnx.write(tmp_path, "optimum")
     words = ("run", "-m", str(tmp_path), "-c", "1000", "--ignore-eos", "--on-overflow", "shift", "x" * 800)
