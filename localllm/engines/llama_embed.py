@@ -28,7 +28,7 @@ class LlamaEmbedder(LlamaModel):
     """
 
     # Every token of a batch is compared with every other, other texts' too: small batches cost least.
-    batch = 512
+    batch = 256
 
     def __init__(self, path: Path, options: EngineOptions, *, gpu_layers: int, threads: int) -> None:
         super().__init__(path, options, gpu_layers=gpu_layers, threads=threads)

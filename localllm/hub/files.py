@@ -215,9 +215,13 @@ def _checkpoints(known: dict[str, RepoFile]) -> list[Variant]:
         files = _shards(first, known) if first else ()
     if not files:
         return []
-    pooling = [f for p, f in known.items() if re.fullmatch(r"\d_\w+/config\.json", p)]
-    extra = [*_companions(known, "", _COMPANIONS), *_companions(known, "", _CHECKPOINT), *pooling]
+    extra = [*_companions(known, "", _COMPANIONS), *_companions(known, "", _CHECKPOINT), *_pooling(known)]
     return [Variant("safetensors", "safetensors", files, tuple(extra))]
+
+
+def _pooling(known: dict[str, RepoFile]) -> list[RepoFile]:
+    """How sentence-transformers pools, and what comes after."""
+    return [f for p, f in known.items() if re.fullmatch(r"\d_\w+/config\.json", p)]
 
 
 def _onnx(known: dict[str, RepoFile]) -> list[Variant]:
@@ -229,7 +233,7 @@ def _onnx(known: dict[str, RepoFile]) -> list[Variant]:
             continue
         folder = "" if str(pure.parent) == "." else f"{pure.parent}/"
         data = [f for p, f in known.items() if p != path and p.startswith((path + "_data", path + ".data"))]
-        extra = [*_companions(known, "", _COMPANIONS), *_companions(known, "", _CHECKPOINT)]
+        extra = [*_companions(known, "", _COMPANIONS), *_companions(known, "", _CHECKPOINT), *_pooling(known)]
         if folder:
             extra += [*_companions(known, folder, _COMPANIONS), *_companions(known, folder, _CHECKPOINT)]
         stem = pure.stem.lower().removeprefix("decoder_").removeprefix("model").removeprefix("_merged").lstrip("_-.")

@@ -54,6 +54,7 @@ def test_one_repository_of_everything() -> None:
     }
     beside = {v.format: {f.path for f in v.companions} for v in found}
     assert beside["gguf"] == {"mmproj-F16.gguf", "tokenizer.json"}
+    assert beside["onnx"] == beside["safetensors"]
     assert beside["safetensors"] == {"config.json", "tokenizer.json", "1_Pooling/config.json"}
     assert not any(p.endswith((".py", ".bin")) for v in found for p in (f.path for f in (*v.files, *v.companions)))
 
