@@ -60,6 +60,8 @@ def _schema(text: str) -> str:
 
 
 def _read(kind: ConstraintKind, name: str) -> str:
+    if not name:
+        raise UsageError(f"--{kind}: no file is named")
     path = Path(name).expanduser()
     try:
         if path.stat().st_size > MAX_FILE:

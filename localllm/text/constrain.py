@@ -46,6 +46,7 @@ _HOUR = "([01][0-9]|2[0-3]):[0-5][0-9]"
 _TIME = f"{_HOUR}:[0-5][0-9](\\.[0-9]{{1,9}})?(Z|[+-]{_HOUR})"
 _FORMATS = {"date": f"^{_DATE}$", "time": f"^{_TIME}$", "date-time": f"^{_DATE}T{_TIME}$"}
 
+_SIMPLER = "a simpler one, with smaller bounds, will do"
 _FLAGS = {"schema": "--schema", "grammar": "--grammar", "regex": "--regex", "choice": "--choice"}
 
 
@@ -61,9 +62,11 @@ class Matcher:
         if self._matcher.try_consume_tokens(tokens) < len(tokens):
             raise UsageError(f"{flag}: no text of this form begins with {begun!r}", "mend --prefill")
         allowed = any(self._matcher.compute_bitmask())
-        if "NoExtension" in self._matcher.get_error() or not allowed:
+        problem = self._matcher.get_error()
+        if problem and "NoExtension" not in problem:
+            raise UsageError(f"{flag}: {_first_line(problem)}", _SIMPLER)
+        if problem or not allowed:
             raise UsageError(f"{flag}: no text has this form", "does it ask for itself without an end?")
-        self._check()
 
     def mask(self) -> bytes:
         """A bit for every token that may come next, as `types.Mask` has it."""
@@ -87,9 +90,7 @@ class Matcher:
 
     def _check(self) -> None:
         if self._matcher.is_error():
-            raise EngineError(
-                f"{self._flag}: {_first_line(self._matcher.get_error())}", "a simpler one, with smaller bounds, will do"
-            )
+            raise EngineError(f"{self._flag}: {_first_line(self._matcher.get_error())}", _SIMPLER)
 
 
 def compile_constraint(constraint: Constraint) -> str:

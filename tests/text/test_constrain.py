@@ -161,7 +161,7 @@ def test_other_forms(kind: ConstraintKind, form: str, good: list[str], bad: list
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
-        ("regex", "(a"), ("regex", "a{3,2}"), ("regex", "(?<=a)b"),
+        ("regex", "(a"), ("regex", "a{3,2}"), ("regex", "(?<=a)b"), ("regex", "(a{1000}){1000}"),
         ("grammar", ""), ("grammar", "root ::= item"), ("grammar", "root := x"), ("grammar", 'root ::= "a'),
         ("grammar", "item ::= [a-z]"), ("grammar", "\0\x01"), ("grammar", "root ::= root"),
         ("choice", "[]"),
