@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from localllm.engines.fake import END, FakeModel
-from localllm.errors import LocalLLMError, UsageError
+from localllm.errors import EngineError, LocalLLMError, UsageError
 from localllm.text.constrain import Matcher, compile_constraint, is_sound, make_tokenizer
 from localllm.types import Constraint, ConstraintKind
 from tests.support.schemas import COUNT, Schema, schemas
@@ -161,7 +161,7 @@ def test_other_forms(kind: ConstraintKind, form: str, good: list[str], bad: list
 @pytest.mark.parametrize(
     ("kind", "form"),
     [
-        ("regex", "(a"), ("regex", "a{3,2}"), ("regex", "(?<=a)b"), ("regex", "(a{1000}){1000}"),
+        ("regex", "(a"), ("regex", "a{3,2}"), ("regex", "(?<=a)b"),
         ("grammar", ""), ("grammar", "root ::= item"), ("grammar", "root := x"), ("grammar", 'root ::= "a'),
         ("grammar", "item ::= [a-z]"), ("grammar", "\0\x01"), ("grammar", "root ::= root"),
         ("choice", "[]"),
@@ -202,3 +202,12 @@ def test_a_model_without_an_end_is_an_error() -> None:
 
     with pytest.raises(LocalLLMError, match="no token that ends an answer"):
         make_tokenizer(Endless(b"", 64))
+
+
+def test_a_form_that_grows_beyond_its_bounds_is_an_error() -> None:
+    following = matcher("regex", "(a{1000}){1000}")
+    with pytest.raises(EngineError, match="--regex: .*too many expressions") as caught:
+        for _ in range(2000):
+            following.mask()
+            following.accept(ord("a"))
+    assert "simpler" in caught.value.hint
