@@ -75,7 +75,7 @@ def open_chat(
     """Open the model and hand it to the chat's loop; `prefix` and `last` are `_history.resume`'s."""
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("the chat needs a terminal", "`localllm run` answers a prompt from a script or a pipe")
-    from localllm.commands._history import open_or_none, recorder, resume
+    from localllm.commands._history import is_kept, open_or_none, recorder, resume
     from localllm.commands._session import open_session
     from localllm.conversation import Conversation
     from localllm.hub.store import data_directory
@@ -87,6 +87,9 @@ def open_chat(
     end_on_hangup()
     settings = load_settings()
     history = open_or_none({**settings.given, **given})
+    private = not is_kept({**settings.given, **given})
+    if private:  # a prompt that is kept evaluated could be read out of its file
+        given = {**given, "no_cache": True}
     resumed = resume(history, prefix, last=last)
     same_model = resumed is not None and name in (None, resumed.record.model)
     name = name or (resumed.record.model if resumed else None)
@@ -115,7 +118,8 @@ def open_chat(
     display = build(ChatOptions, settings.given, given)
     chat = Chat(conversation, display, session.options, given, open_model, session.path, engine, history)
     try:
-        run_chat(chat, data_directory() / "chat-history", resumed.record.title if resumed else None)
+        typed = None if private else data_directory() / "chat-history"
+        run_chat(chat, typed, resumed.record.title if resumed else None)
     finally:
         conversation.engine.close()
         if history is not None:

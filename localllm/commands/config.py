@@ -98,7 +98,7 @@ def path() -> None:
 @config.command()
 def edit() -> None:
     """Open the settings file in $VISUAL or $EDITOR, and check it afterwards."""
-    from localllm.commands._editor import edit_file
+    from localllm.ui.chat.editor import edit_file
 
     file = settings_file()
     if not file.exists():

@@ -136,7 +136,7 @@ def rm(
         if not ask(f"Erase {len(records)}? [y/N] ", default=False):
             raise LocalLLMError("nothing was removed", "--yes removes without asking")
     kept.remove([record.id for record in records])
-    say(f"{len(records)} erased")
+    say(f"{len(records)} erased; localllm cache clear removes what was kept of them evaluated")
 
 
 def _open() -> History:

@@ -99,7 +99,7 @@ def new(
 def edit(name: _NameArgument) -> None:
     """Open a prompt in $VISUAL or $EDITOR and check it afterwards; of a built-in one your own copy."""
     from localllm import prompts as house
-    from localllm.commands._editor import edit_file
+    from localllm.ui.chat.editor import edit_file
 
     target = house.own_path(name)
     if not target.exists():

@@ -98,8 +98,8 @@ def test_edit(file: Path, tmp_path: Path) -> None:
     assert config("get", "top_k") == "5\n"
     assert "there is no setting 'nonsense'" in config("edit", code=2, VISUAL="sh -c 'echo nonsense=1 > \"$1\"' x")
     file.unlink()
-    assert "cannot be started" in config("edit", code=1, VISUAL="/no/editor")
-    assert "ended with 1" in config("edit", code=1, VISUAL="false")
+    assert "cannot be run" in config("edit", code=2, VISUAL="/no/editor")
+    assert "ended with 1" in config("edit", code=2, VISUAL="false")
 
 
 @pytest.mark.slow

@@ -54,7 +54,7 @@ def test_edit(own: Path, tmp_path: Path) -> None:
     assert (own / "tutor.md").read_text().endswith("{{input}}\n\nMore.")
     done = localllm("prompts", "edit", "tutor", TEXT="{{nowhere}}", **environment)
     assert done.returncode == 2 and "is no parameter" in done.stderr and "{{nowhere}}" in (own / "tutor.md").read_text()
-    assert "cannot be started" in localllm("prompts", "edit", "ask", VISUAL="/no/editor").stderr
+    assert "cannot be run" in localllm("prompts", "edit", "ask", VISUAL="/no/editor").stderr
     assert localllm("prompts", "edit", "nope", **environment).returncode == 2
 
 

@@ -16,20 +16,25 @@ _USUAL = ("sensible-editor", "nano", "vim", "vi", "notepad.exe")
 
 def edit_text(text: str) -> str:
     """What the user makes of `text`, without the newline that editors add. Raises UsageError where no editor runs."""
-    words = _editor()
     with tempfile.TemporaryDirectory(prefix="localllm-") as folder:  # mode 0700: nobody else reads along
         path = Path(folder) / "message.md"
         path.write_text(text, encoding="utf-8")
-        try:
-            code = subprocess.call([*words, str(path)])
-        except OSError as error:
-            raise UsageError(f"{words[0]} cannot be run: {error.strerror}", "set EDITOR to your editor") from None
-        if code:
-            raise UsageError(f"{words[0]} ended with {code}; nothing has changed", "set EDITOR to another editor")
+        edit_file(path)
         try:
             return path.read_text(encoding="utf-8").removesuffix("\n")
         except (OSError, UnicodeDecodeError) as error:
-            raise UsageError(f"what {words[0]} wrote cannot be read: {error}") from None
+            raise UsageError(f"what the editor wrote cannot be read: {error}") from None
+
+
+def edit_file(path: Path) -> None:
+    """Open a file in the user's editor, and wait. Raises UsageError where none runs."""
+    words = _editor()
+    try:
+        code = subprocess.call([*words, str(path)])
+    except OSError as error:
+        raise UsageError(f"{words[0]} cannot be run: {error.strerror}", "set EDITOR to your editor") from None
+    if code:
+        raise UsageError(f"{words[0]} ended with {code}; nothing has changed", "set EDITOR to another editor")
 
 
 def _editor() -> list[str]:

@@ -16,8 +16,11 @@ from localllm.ui.chat.terminal import Terminal
 from localllm.ui.render import visible
 
 
-def run_chat(chat: Chat, history: Path, resumed: str | None = None) -> None:
-    """Talk until the user leaves. `history` keeps what is typed; `resumed` is the title of what is gone on with."""
+def run_chat(chat: Chat, history: Path | None, resumed: str | None = None) -> None:
+    """Talk until the user leaves.
+
+    `history` keeps what is typed, None does not; `resumed` is the title of what is gone on with.
+    """
     console = chat.console
     title = visible(chat.conversation.model)
     console.print(f"{title}", style="bold", end="  ", markup=False)

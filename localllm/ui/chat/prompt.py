@@ -31,7 +31,7 @@ _BLOCK = '"""'
 
 
 class Prompt:
-    def __init__(self, chat: Chat, history: Path, keys: Input) -> None:
+    def __init__(self, chat: Chat, history: Path | None, keys: Input) -> None:
         self._chat = chat
         completer = ChatCompleter(chat)
         self._session: PromptSession[str] = PromptSession(
@@ -170,8 +170,10 @@ class _Expanding(History):
         self._inner.store_string(string)
 
 
-def _history(path: Path) -> History:
-    """What was typed, across runs, readable by its owner alone; in memory where the folder cannot be written."""
+def _history(path: Path | None) -> History:
+    """What was typed, across runs, readable by its owner alone; in memory where it is not or cannot be kept."""
+    if path is None:
+        return InMemoryHistory()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         os.close(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600))
