@@ -45,19 +45,19 @@ def test_a_repository_is_fetched_and_converted(hub: Hub, tmp_path: Path) -> None
     local = localllm(
         "--offline", "convert", str(tmp_path / "adapter"), "--lora", "--base", "owner/Tiny-Model", **variables
     )
-    assert local.returncode == 1 and "adapter" in local.stderr  # the base is found, the adapter is not
+    assert local.returncode == 3 and "adapter" in local.stderr  # the base is found, the adapter is not
 
 
 def test_a_repository_without_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
     hub.add("owner/only-gguf", {"tiny-Q4_0.gguf": gguf() + b"0" * 5000})
     done = localllm("convert", "owner/only-gguf", "--yes", **environment(hub, tmp_path))
-    assert done.returncode == 1 and "safetensors" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 3 and "safetensors" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_nothing_is_fetched_without_consent(hub: Hub, tmp_path: Path) -> None:
     hub.add("owner/Tiny-Model", files(tmp_path / "checkpoint"))
     done = localllm("convert", "owner/Tiny-Model", **environment(hub, tmp_path))
-    assert done.returncode == 1 and "--yes" in done.stderr
+    assert done.returncode == 3 and "--yes" in done.stderr
     assert not hub.sent("model.safetensors")
 
 

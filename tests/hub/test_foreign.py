@@ -163,7 +163,7 @@ def test_a_folder_and_a_name(here: Path) -> None:
         (["--ollama"], "no model was found in"),
     ):
         failed = localllm("register", *words)
-        assert failed.returncode in (1, 2)
+        assert failed.returncode in (2, 3)
         assert said in failed.stderr
 
 
@@ -178,20 +178,20 @@ def test_import_by_reference_and_by_copy(here: Path) -> None:
     assert "ok copied: 1 file" in localllm("verify", "copied").stdout
     assert next((here / "data/models/copied").glob("*.gguf")).read_bytes() == MODEL
     replaced = localllm("import", str(file.with_name("other.gguf")), "--name", "copied", "--force")
-    assert replaced.returncode == 1, "there is no such file"
+    assert replaced.returncode == 3, "there is no such file"
     file.write_bytes(MODEL + b"newer")
     assert localllm("import", str(file), "--name", "copied").returncode == 2
     assert localllm("import", str(file), "--name", "copied", "--force").returncode == 0
     assert [p.name for p in (here / "data/models/copied").iterdir()] == ["manifest.json"]
     text = here / "text.gguf"
     text.write_text("no model")
-    for words, said in (
-        ([str(text)], "is not a GGUF file"),
-        ([str(here / "none.gguf")], "none.gguf does not exist"),
-        ([str(here)], "is a folder (import takes a .gguf or a .tar; register takes folders)"),
+    for words, said, code in (
+        ([str(text)], "is not a GGUF file", 1),
+        ([str(here / "none.gguf")], "none.gguf does not exist", 3),
+        ([str(here)], "is a folder (import takes a .gguf or a .tar; register takes folders)", 3),
     ):
         failed = localllm("import", *words)
-        assert failed.returncode == 1
+        assert failed.returncode == code
         assert said in failed.stderr
 
 

@@ -192,7 +192,7 @@ def test_rm_frees_what_nothing_else_needs(here: Here) -> None:
     assert len(here.blobs()) == 3  # the tokenizer and the projector are the other's too
     assert here("rm", "-y", "owner/repo:Q4_0").returncode == 0
     assert tree(here.folder / "hub") == {}
-    assert here("rm", "-y", "owner/repo:Q4_0").returncode == 1
+    assert here("rm", "-y", "owner/repo:Q4_0").returncode == 3
 
 
 def test_rm_keeps_what_other_tools_put_there(here: Here) -> None:
@@ -321,7 +321,7 @@ def test_search(here: Here, hub: Hub) -> None:
     assert [row["repository"] for row in rows] == ["big/tales-GGUF"]
     assert rows[0]["variants"][0]["fits"] is True
     nothing = here("search", "zzz")
-    assert nothing.returncode == 1
+    assert nothing.returncode == 3
     assert "the Hub has no GGUF or ONNX model named like 'zzz'" in nothing.stderr
 
 
@@ -470,7 +470,7 @@ def test_an_alias_of_something_that_has_gone_is_never_prompt(here: Here) -> None
     assert here("alias", "mine", "owner/repo:Q4_0").returncode == 0
     assert here("rm", "-y", "mine").returncode == 0
     done = here("run", "mine", "hi", "-n", "1")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (3, "")
     assert "owner/repo:Q4_0" in done.stderr
 
 
