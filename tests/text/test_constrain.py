@@ -204,6 +204,7 @@ def test_a_model_without_an_end_is_an_error() -> None:
         make_tokenizer(Endless(b"", 64))
 
 
+@pytest.mark.slow
 def test_a_form_that_grows_beyond_its_bounds_is_an_error() -> None:
     following = matcher("regex", "(a{1000}){1000}")
     with pytest.raises(EngineError, match="--regex: .*too many expressions") as caught:
