@@ -48,16 +48,17 @@ _T = TypeVar("_T")
 _CALL = (Sampling, Limits, Reasoning)
 
 
-def load(name: str | Path | None = None, *, engine: str = "llama.cpp", fetch: bool = False, **options: Any) -> Model:
+def load(name: str | Path | None = None, *, engine: str = "auto", fetch: bool = False, **options: Any) -> Model:
     """A model by its name, repository or file; the default one without.
 
     `fetch` downloads one that is not here without asking. Raises ModelNotFound, DownloadError, UsageError.
     """
     _check("load", options, (EngineOptions,))
     settings = load_settings()
-    found = resolve(str(name) if name else settings.model, yes=fetch)
-    layers = (found.options, settings.given, _tuples(options))
-    return Model(found.name, found.path, engine, layers, {**found.sampling, **settings.given})
+    asked = str(name) if name else settings.model
+    found = resolve(asked, yes=fetch)
+    own = settings.of(found.name, asked)
+    return Model(found.name, found.path, engine, (found.options, own, _tuples(options)), {**found.sampling, **own})
 
 
 class Answer(str):

@@ -1,6 +1,6 @@
 """How long `explain` takes for 512 tokens, as a whole process, where the time goes, and what a long text needs.
 
-    python -m tests.benchmarks.measure_explain [MODEL]
+python -m tests.benchmarks.measure_explain [MODEL]
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def main() -> None:
             text.write_text(_text(model, count), encoding="utf-8")
             seconds = sorted(_whole(model, text) for _ in range(RUNS if count == TOKENS[0] else 1))
             peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-            print(f"{count} tokens: {seconds[0]:.2f} to {seconds[-1]:.2f} s the whole process, peak {peak:.0f} MiB so far")
+            print(
+                f"{count} tokens: {seconds[0]:.2f} to {seconds[-1]:.2f} s the whole process, peak {peak:.0f} MiB so far"
+            )
 
 
 def _whole(model: str, text: Path) -> float:

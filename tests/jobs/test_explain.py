@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from localllm.convert import gguf
+from localllm.convert.onnx import export
 from localllm.engines import open_text_model
 from localllm.engines.scorer import Scorer
 from localllm.errors import ContextOverflow, UsageError
@@ -21,7 +22,7 @@ from localllm.jobs import explain as job
 from localllm.jobs.explain import Candidate, Explanation, Step, collect, explain
 from localllm.types import EngineOptions, Sampling
 from localllm.ui import heat
-from tests.support import checkpoints
+from tests.support import checkpoints, tiny_onnx
 from tests.support.command import Terminal, localllm
 
 REFERENCE = np.load(Path(__file__).parents[1] / "data" / "inside.npz")
@@ -59,6 +60,34 @@ def test_log_probabilities_are_transformers(precise_path: Path) -> None:
         assert np.abs(np.log([one.probability for one in tops]) - logprobs).max() < 1e-3
         expected = dict(zip(ids.tolist(), logprobs.tolist(), strict=True))
         assert all(one.token in expected or math.log(one.probability) - logprobs[-1] < 1e-3 for one in tops)
+
+
+@pytest.mark.slow
+def test_the_two_engines_agree(precise_path: Path, tmp_path: Path) -> None:
+    export.write(export.plan(precise_path.parent / "checkpoint", "f32"), tmp_path / "onnx")
+    with closing(open_text_model(tmp_path / "onnx", PRECISE)) as opened:
+        tokens = opened.tokenize(str(REFERENCE["text"]), begin=True)
+        assert tokens == REFERENCE["ids"].tolist()
+        found = collect(explain(opened, tokens))
+    ours = np.array([step.logprob for step in found.steps[1:]])
+    assert np.abs(ours - REFERENCE["logprobs"]).max() < 1e-3  # llama.cpp's are as near, so they are within 1e-2
+    with closing(open_text_model(precise_path, PRECISE)) as opened:
+        other = collect(explain(opened, tokens))
+    assert np.abs(ours - [step.logprob or 0.0 for step in other.steps[1:]]).max() < 1e-2
+
+
+def test_onnx_models(tmp_path: Path) -> None:
+    model = tiny_onnx.write(tmp_path / "tiny", "own")
+    found = json.loads(localllm("tokenize", "-m", str(model), "Hi there", "--json").stdout)
+    assert b"".join(bytes(token["bytes"]) for token in found["tokens"] if not token["special"]) == b"Hi there"
+    words = ("explain", "-m", str(model), "Hi there", "--json")
+    told = json.loads(localllm(*words, "--continue", "2", "--temperature", "0").stdout)
+    assert [token["id"] for token in told["tokens"][:-2]] == [token["id"] for token in found["tokens"]]
+    assert [token["rank"] for token in told["tokens"][-2:]] == [1, 1]
+    both = json.loads(localllm(*words, "--compare", str(model)).stdout)
+    assert both["mean_kld"] == pytest.approx(0, abs=1e-6)
+    done = localllm(*words, "--attention")
+    assert done.returncode == 2 and "an ONNX graph keeps its own to itself (name the model as a GGUF)" in done.stderr
 
 
 def test_every_figure_is_its_definition(model: Scorer) -> None:
