@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from localllm.ui.table import print_table
-from localllm.ui.tokens import quoted, shown, terminal
+from localllm.ui.tokens import quoted, shown, terminal, whole_characters
 
 if TYPE_CHECKING:
     from localllm.jobs.compare import Comparison, Pair
@@ -41,21 +41,37 @@ def stream(found: Iterator[Step | tuple[Candidate, ...]]) -> Explanation:
     """Paint the tokens as they come, on a terminal; what the model added is in italics. Returns the whole."""
     from localllm.jobs.explain import Explanation, Step
 
-    console, steps = terminal(), []
+    steps: list[Step] = []
     following: tuple[Candidate, ...] = ()
-    for one in found:
-        if not isinstance(one, Step):
-            following = one
-            continue
-        steps.append(one)
+
+    def only_steps() -> Iterator[Step]:
+        nonlocal following
+        for one in found:
+            if isinstance(one, Step):
+                steps.append(one)
+                yield one
+            else:
+                following = one
+
+    console = terminal()
+    for group in whole_characters(only_steps(), _data):
         if console is not None:
             from rich.text import Text
 
-            style = _style(one.surprisal, plain=console.no_color) + (" italic" if one.generated else "")
-            console.print(Text(shown(one.data), style), end="", soft_wrap=True)
+            style = _style(_sum(group), plain=console.no_color) + (" italic" if group[0].generated else "")
+            console.print(Text(shown(b"".join(map(_data, group))), style), end="", soft_wrap=True)
     if console is not None:
         print("\n")
     return Explanation(steps, following)
+
+
+def _data(step: Step) -> bytes:
+    return step.data
+
+
+def _sum(group: Sequence[Step]) -> float | None:
+    """The surprisal of the characters that some tokens make together."""
+    return None if group[0].surprisal is None else sum(step.surprisal or 0.0 for step in group)
 
 
 def _style(bits: float | None, *, plain: bool) -> str:
@@ -192,15 +208,18 @@ def to_json(content: dict[str, Any]) -> str:
 def to_html(found: Explanation) -> str:
     """The coloured text for a notebook, the figures of each token when the mouse rests on it. Everything is escaped."""
     spans = []
-    for step in found.steps:
-        told = [written(step)]
-        if step.logprob is not None:
-            told.append(
-                f"{percent(step.probability)}, rank {step.rank}, {_bits(step.surprisal)} of {_bits(step.entropy)} bits"
-            )
-        told += [f"{quoted(one.data)} {percent(one.probability)}" for one in step.top]
-        style = f"background:{ground(step.surprisal)};color:#000" + (";font-style:italic" if step.generated else "")
-        text = html.escape(shown(step.data))
-        spans.append(f'<span style="{style}" title="{html.escape(chr(10).join(told))}">{text}</span>')
+    for group in whole_characters(found.steps, _data):
+        style = f"background:{ground(_sum(group))};color:#000" + (";font-style:italic" if group[0].generated else "")
+        told = html.escape("\n".join(line for step in group for line in _told(step)))
+        text = html.escape(shown(b"".join(map(_data, group))))
+        spans.append(f'<span style="{style}" title="{told}">{text}</span>')
     lines = "".join(f"<div>{html.escape(line)}</div>" for line in summary(found))
     return f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(spans)}</div>{lines}'
+
+
+def _told(step: Step) -> list[str]:
+    """A token with its figures and what might have come, a line each."""
+    if step.logprob is None:
+        return [written(step)]
+    figures = f"{percent(step.probability)}, rank {step.rank}, {_bits(step.surprisal)} of {_bits(step.entropy)} bits"
+    return [written(step), figures, *(f"{quoted(one.data)} {percent(one.probability)}" for one in step.top)]

@@ -1,6 +1,7 @@
 """Tokens on the terminal: the text with every token's ground in another colour, and a table; or JSON.
 
-A token's bytes need not be whole characters; what is none is shown by its bytes. Control characters are shown, never
+A token's bytes need not be whole characters: in the text such tokens stand together, in the table each is shown by its
+bytes. Control characters are shown, never
 obeyed.
 """
 
@@ -9,8 +10,8 @@ from __future__ import annotations
 import html
 import json
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from localllm.types import Tokenizer
 from localllm.ui.render import visible
@@ -19,6 +20,7 @@ from localllm.ui.table import print_table
 if TYPE_CHECKING:
     from rich.console import Console
 
+_T = TypeVar("_T")
 SPECIAL = "bold black on yellow"
 _GROUNDS = ("bright_white on #3a5a80", "bright_white on #7a4a2a")
 _LABEL = 24
@@ -29,6 +31,22 @@ _PLAIN, _PLAIN_SPECIAL = ("none", "underline"), "reverse"
 def shown(data: bytes) -> str:
     """A token's bytes in running text: invalid UTF-8 as \\xf0, a line break by its sign before it."""
     return visible(data.decode(errors="backslashreplace")).replace("\n", "␊\n")
+
+
+def whole_characters(items: Iterable[_T], data: Callable[[_T], bytes]) -> Iterator[list[_T]]:
+    """Tokens in groups whose bytes together are whole characters: an emoji can take three. What is no UTF-8 stays."""
+    held: list[_T] = []
+    for item in items:
+        held.append(item)
+        try:
+            b"".join(map(data, held)).decode()
+        except UnicodeDecodeError as error:
+            if error.reason == "unexpected end of data":
+                continue
+        yield held
+        held = []
+    if held:
+        yield held
 
 
 def label(data: bytes, *, spaces: bool = True) -> str:
@@ -65,9 +83,9 @@ def show(tokens: Sequence[int], vocabulary: Tokenizer) -> None:
 
         grounds, special = (_PLAIN, _PLAIN_SPECIAL) if console.no_color else (_GROUNDS, SPECIAL)
         text = Text()
-        for index, token in enumerate(tokens):
-            style = special if vocabulary.is_special(token) else grounds[index % 2]
-            text.append(shown(vocabulary.spelled(token)), style)
+        for index, group in enumerate(whole_characters(tokens, vocabulary.spelled)):
+            style = special if vocabulary.is_special(group[0]) else grounds[index % 2]
+            text.append(shown(b"".join(map(vocabulary.spelled, group))), style)
         console.print(text, soft_wrap=True)
         print()
     if tokens:
@@ -87,10 +105,12 @@ def to_html(tokens: Sequence[tuple[int, bytes, bool]]) -> str:
     """Ids, bytes and whether they are special, as a coloured text for a notebook. Everything is escaped."""
     colors = [style.rpartition(" ")[2] for style in _GROUNDS]
     spans = []
-    for index, (token, data, special) in enumerate(tokens):
+    for index, group in enumerate(whole_characters(tokens, lambda one: one[1])):
+        special = group[0][2]
         ground = "background:#ffd75f;color:#000" if special else f"background:{colors[index % 2]};color:#fff"
-        told = html.escape(f"{token} {quoted(data)}")
-        spans.append(f'<span style="{ground}" title="{told}">{html.escape(shown(data))}</span>')
+        told = html.escape("\n".join(f"{token} {quoted(data)}" for token, data, _ in group))
+        text = html.escape(shown(b"".join(data for _, data, _ in group)))
+        spans.append(f'<span style="{ground}" title="{told}">{text}</span>')
     text = f'<div style="font-family:monospace;white-space:pre-wrap;line-height:1.6">{"".join(spans)}</div>'
     return f"{text}<small>{len(tokens)} token{'s' * (len(tokens) != 1)}</small>"
 

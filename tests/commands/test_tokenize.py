@@ -12,7 +12,7 @@ import pytest
 
 from localllm.engines.llama_model import LlamaModel
 from localllm.formats.gguf import read_header
-from localllm.ui.tokens import quoted, shown
+from localllm.ui.tokens import quoted, shown, whole_characters
 from tests.support import gguf_files
 from tests.support.command import Terminal, localllm
 from tests.support.lines import lines
@@ -107,6 +107,10 @@ def test_the_colours() -> None:
         assert cells[0] == cells[2] != cells[3] == cells[6] != "default"
         assert cells[-10:] == ["brown"] * 10
         assert b"\x1b]" not in terminal.raw and b"\x07" not in terminal.raw
+    with Terminal("tokenize", "你好 😀", columns=60) as terminal:
+        assert terminal.exit_code() == 0
+        assert terminal.text.startswith("你")  # a wide character takes two places of the screen
+        assert terminal.raw.decode().partition("\n")[0].count("48;5;") + terminal.raw.decode().count("48;2;") >= 3
     with Terminal("tokenize", "One two", columns=60, NO_COLOR="1") as terminal:
         assert terminal.exit_code() == 0
         assert re.search(rb"One\x1b\[4m two\x1b\[0m", terminal.raw)
@@ -116,6 +120,9 @@ def test_the_colours() -> None:
 
 
 def test_tokens_as_they_are_shown() -> None:
+    pieces = [b"a", b" \xf0\x9f", b"\x98", b"\x80", b"\xff", b"b", b"\xe4"]
+    groups = [[b"a"], [b" \xf0\x9f", b"\x98", b"\x80"], [b"\xff"], [b"b"], [b"\xe4"]]
+    assert list(whole_characters(pieces, bytes)) == groups
     assert shown(b"a\nb\x1b\xf0\x9f") == "a␊\nb␛\\xf0\\x9f"
     assert (quoted(b" a\xe2\x80\xae"), quoted(b"\xf0")) == ("' a\\u202e'", "b'\\xf0'")
 
