@@ -128,6 +128,7 @@ def test_a_kill_loses_only_the_answer_under_way(tmp_path: Path) -> None:
     assert history.records()[0].id == record.id and history.records()[0].messages == 7
 
 
+@pytest.mark.slow
 def test_two_processes_write_at_once(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom tests.test_history import talk\n"

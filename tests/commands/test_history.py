@@ -32,6 +32,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_list_and_search(data: Path) -> None:
     shown = localllm("history", "list").stdout.splitlines()
     assert shown[0].split() == ["id", "last", "messages", "model", "title"]
@@ -44,6 +45,7 @@ def test_list_and_search(data: Path) -> None:
     assert json.loads(localllm("history", "search", "nothing", "--json").stdout) == []
 
 
+@pytest.mark.slow
 def test_show_and_export(data: Path, tmp_path: Path) -> None:
     records = json.loads(localllm("history", "list", "--json").stdout)
     newest, oldest = (r["id"] for r in records)
@@ -63,6 +65,7 @@ def test_show_and_export(data: Path, tmp_path: Path) -> None:
     assert "exists" in localllm("history", "export", oldest, "-o", str(target)).stderr
 
 
+@pytest.mark.slow
 def test_rm_asks(data: Path) -> None:
     newest, oldest = (r["id"] for r in json.loads(localllm("history", "list", "--json").stdout))
     assert localllm("history", "rm", newest).returncode == 1
@@ -97,6 +100,7 @@ def test_what_is_no_conversation_is_refused(found: object) -> None:
         read_object(found)
 
 
+@pytest.mark.slow
 def test_a_chat_goes_on(data: Path, tmp_path: Path) -> None:
     words = ("chat", "--engine", "fake", "-m", str(tmp_path / "s"))
     with Terminal(*words, "--system", "SYS", "--seed", "5") as terminal:
@@ -142,6 +146,7 @@ def test_nothing_is_kept_where_nothing_is_wanted(
     assert [path.name for path in home.rglob("*") if path.is_file()] == []
 
 
+@pytest.mark.slow
 def test_a_damaged_history_does_not_keep_a_chat_from_going_on(data: Path, tmp_path: Path) -> None:
     (data / "history.db").write_bytes(b"x" * 5000)
     words = ("chat", "--engine", "fake", "-m", str(tmp_path / "s"))
@@ -154,6 +159,7 @@ def test_a_damaged_history_does_not_keep_a_chat_from_going_on(data: Path, tmp_pa
         assert terminal.exit_code() == 1
 
 
+@pytest.mark.slow
 def test_a_killed_chat_goes_on(data: Path, tmp_path: Path) -> None:
     script = scripted(tmp_path, "I heard you.", "This takes a long time.", seconds=0.03)
     with Chat(script) as chat:

@@ -25,6 +25,7 @@ def told(done: object) -> int:
     return int(json.loads(done.stdout)["usage"]["prompt_tokens"])  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_list_show_path_new(own: Path) -> None:
     assert [line.split()[0] for line in localllm("prompts").stdout.splitlines()][:3] == [
         "name",
@@ -45,6 +46,7 @@ def test_list_show_path_new(own: Path) -> None:
     assert localllm("prompts", "show", "../x").returncode == 2
 
 
+@pytest.mark.slow
 def test_edit(own: Path, tmp_path: Path) -> None:
     editor = tmp_path / "editor"
     editor.write_text('#!/bin/sh\nprintf "%s" "$TEXT" >> "$1"\n')
@@ -58,6 +60,7 @@ def test_edit(own: Path, tmp_path: Path) -> None:
     assert localllm("prompts", "edit", "nope", **environment).returncode == 2
 
 
+@pytest.mark.slow
 def test_run_with_a_prompt_and_files(own: Path, tmp_path: Path) -> None:
     (tmp_path / "f.txt").write_text("file\n")
     model = str(tmp_path / "s")
@@ -104,6 +107,7 @@ def test_an_overflow_has_a_code_of_its_own_and_the_numbers(own: Path, tmp_path: 
     assert done.returncode == 4 and "the context holds 100" in done.stderr and not done.stdout
 
 
+@pytest.mark.slow
 def test_an_answer_that_the_context_cuts_says_so(own: Path, tmp_path: Path) -> None:
     (tmp_path / "s").write_text("0123456789" * 10)
     words = ("run", "-c", "60", "--engine", "fake", "-m", str(tmp_path / "s"), "count")
@@ -137,6 +141,7 @@ def test_the_real_model_gets_all_of_it(own: Path, model_path: Path, words: tuple
     assert told(done) > least and json.loads(done.stdout)["text"]
 
 
+@pytest.mark.slow
 def test_thinking_is_for_people_alone(own: Path, tmp_path: Path) -> None:
     (tmp_path / "t").write_text("{% for m in messages %}{{ m.content }}{% endfor %}{# <think></think> #}")
     (tmp_path / "s").write_text("<think>\nhm \x1b[31m\n</think>\n\nHello\n")
