@@ -9,24 +9,12 @@ from typing import IO
 
 from localllm.commands._model import Model, resolve
 from localllm.errors import UsageError
-from localllm.hub import store
 from localllm.hub.catalogue import DEFAULT_EMBEDDER
-from localllm.hub.reference import LocalPath, parse
 
 
 def find_encoder(name: str | None, *, yes: bool) -> Model:
-    """The file or folder of an encoder, or of the default one; asks before it fetches. Raises ModelNotFound."""
-    if name is not None:
-        reference = store.dereference(parse(name))
-        if isinstance(reference, LocalPath) and _is_onnx(reference.path):
-            return Model(str(reference), reference.path, {})
+    """The file of an encoder, or of the default one; asks before it fetches. Raises ModelNotFound."""
     return resolve(name or str(DEFAULT_EMBEDDER), yes=yes)
-
-
-def _is_onnx(path: Path) -> bool:
-    if path.is_dir():
-        return not any(path.glob("*.gguf"))
-    return path.suffix.lower() == ".onnx"
 
 
 def texts_of(words: list[str], file: Path | None) -> Iterator[str]:

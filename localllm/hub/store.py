@@ -265,7 +265,11 @@ def _of_path(path: Path) -> Installed:
 def _of_folder(reference: LocalPath) -> Installed:
     """The model of a folder: the one that is named, its only GGUF, or the plainest of its ONNX models."""
     folder = reference.path
-    found = [v for v in files.variants(_files_in(folder)) if v.format != "safetensors"]
+    everything = files.variants(_files_in(folder))
+    found = [v for v in everything if v.format != "safetensors"]
+    if everything and not found:
+        hint = f"localllm convert {folder} makes a GGUF of it, with --to onnx an ONNX model"
+        raise BadModelFile(f"{folder} is a checkpoint, which has to be converted first", hint)
     if reference.quant:
         chosen = files.require(found, str(folder), reference.quant, "", ())
     else:

@@ -42,14 +42,15 @@ def _lines(out: IO[str], parts: Iterable[Part], _model: str, dimensions: int) ->
 
 
 def _cut(text: str, row: np.ndarray, dimensions: int, width: int) -> str:
-    label = visible(text).replace("\n", "␊")
-    room = max(12, width // 3)
-    label = (label if len(label) <= room else label[: room - 1] + "…").ljust(room)
+    from rich.cells import cell_len, set_cell_size
+
+    label, room = visible(text).replace("\n", "␊"), max(12, width // 3)
+    label = set_cell_size(label, room) if cell_len(label) <= room else set_cell_size(label, room - 1) + "…"
     end = f" … ({dimensions} numbers)"
     found = label
     for value in row:
         cell = f" {value:8.4f}"
-        if len(found) + len(cell) + len(end) > width:
+        if cell_len(found) + len(cell) + len(end) > width:
             break
         found += cell
     return found + end

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.cells import cell_len
 
 from localllm.convert import gguf
 from localllm.convert.onnx import export
@@ -153,12 +154,13 @@ def test_whoever_reads_may_go_away(model: str) -> None:
 
 
 def test_on_a_terminal_a_vector_is_a_line(model: str) -> None:
-    with Terminal("embed", "-m", model, "the cat", "x" * 200, "\x1b[31mred") as terminal:
+    with Terminal("embed", "-m", model, "the 你好", "x" * 200, "\x1b[31mred") as terminal:
         text = terminal.wait(lambda text: "red" in text)
         assert terminal.exit_code() == 0
     lines = [line for line in text.splitlines() if line]
     assert len(lines) == 3 and all(len(line) <= 80 and line.endswith("… (64 numbers)") for line in lines)
     assert b"\x1b[31m" not in terminal.raw
+    assert len({cell_len(line) for line in lines}) == 1
 
 
 @pytest.mark.slow
