@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from localllm.engines.llama_chain import penalizes
 from localllm.engines.llama_model import BATCH, LlamaModel
 from localllm.engines.native import log
 from localllm.errors import ContextOverflow, EngineError
@@ -111,6 +112,22 @@ class Sequences(LlamaModel):
             reason = "; ".join(log.take_errors()) or f"llama_decode returned {result}"
             raise EngineError(f"llama.cpp could not evaluate {len(entries)} tokens: {reason}")
 
+    def greedy(self, sampling: Sampling, *, ignore_eos: bool) -> Callable[[], int]:
+        """What draws the likeliest token: as llama.cpp's chain would, which copies the vocabulary for it every time."""
+        import numpy as np
+
+        biases = self._biases(sampling, ignore_eos)
+        ids, added = np.array([i for i, _ in biases], np.int64), np.array([bias for _, bias in biases], np.float32)
+
+        def draw() -> int:
+            scores = self.logits()
+            if len(ids):
+                scores = scores.copy()  # the model's own may be asked for
+                np.add.at(scores, ids, added)
+            return int(scores.argmax())
+
+        return draw
+
     def close(self) -> None:
         batch, self._batch = self._batch, None
         if batch is not None:
@@ -172,6 +189,8 @@ class SequenceView:
     def sampler(
         self, sampling: Sampling, *, ignore_eos: bool, history: Sequence[int], mask: Mask | None = None
     ) -> AbstractContextManager[Callable[[], int]]:
+        if sampling.temperature == 0 and mask is None and not penalizes(sampling):
+            return nullcontext(self._model.greedy(sampling, ignore_eos=ignore_eos))
         return self._model.sampler(sampling, ignore_eos=ignore_eos, history=history, mask=mask)
 
     def interruptible(self) -> AbstractContextManager[None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
+from localllm.engines.llama_chain import links, look_back, penalizes
 from localllm.engines.llama_errors import context_error, load_error
 from localllm.engines.llama_state import put_state, settings_of_state, take_state
 from localllm.engines.native import llama, log
@@ -312,9 +312,10 @@ class LlamaModel(Vocabulary):
         api = self._llama
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
         try:
-            for link in self._chain(sampling, ignore_eos):
+            biases = self._biases(sampling, ignore_eos)
+            for link in links(api, self._vocabulary, self.vocabulary_size, self.context, sampling, biases):
                 api.llama_sampler_chain_add(chain, link)
-            for token in history[-_look_back(sampling, self.context) :] if _penalizes(sampling) else ():
+            for token in history[-look_back(sampling, self.context) :] if penalizes(sampling) else ():
                 api.llama_sampler_accept(chain, token)
             if mask is None:
                 yield lambda: int(api.llama_sampler_sample(chain, self._context, self.output))
@@ -325,50 +326,6 @@ class LlamaModel(Vocabulary):
         finally:
             api.llama_sampler_free(chain)
 
-    def _chain(self, s: Sampling, ignore_eos: bool) -> Iterator[Any]:
-        """The links in llama.cpp's own order; one that is off is left out."""
-        api, size = self._llama, self.vocabulary_size
-        seed = s.seed if s.seed is not None else random.SystemRandom().randrange(2**32 - 1)
-        biases = self._biases(s, ignore_eos)
-        if biases:
-            yield api.llama_sampler_init_logit_bias(size, len(biases), (api.llama_logit_bias * len(biases))(*biases))
-        if _has_penalties(s):
-            window = self.context if s.repeat_last_n < 0 else s.repeat_last_n
-            yield api.llama_sampler_init_penalties(
-                size, window, s.repeat_penalty, s.frequency_penalty, s.presence_penalty
-            )
-        if s.dry_multiplier > 0:
-            breakers = [text.encode() for text in s.dry_sequence_breaker]
-            window = self.context if s.dry_penalty_last_n < 0 else s.dry_penalty_last_n
-            yield api.llama_sampler_init_dry(
-                self._vocabulary, s.dry_multiplier, s.dry_base, s.dry_allowed_length, window,
-                (ctypes.c_char_p * len(breakers))(*breakers), len(breakers),
-            )  # fmt: skip
-        if s.temperature == 0:
-            yield api.llama_sampler_init_greedy()
-            return
-        if s.mirostat:
-            yield api.llama_sampler_init_temp(s.temperature)
-            if s.mirostat == 1:
-                yield api.llama_sampler_init_mirostat(size, seed, s.mirostat_tau, s.mirostat_eta, 100)
-            else:
-                yield api.llama_sampler_init_mirostat_v2(seed, s.mirostat_tau, s.mirostat_eta)
-            return
-        if s.top_n_sigma > 0:
-            yield api.llama_sampler_init_top_n_sigma(s.top_n_sigma)
-        if s.top_k:
-            yield api.llama_sampler_init_top_k(s.top_k)
-        if s.typical_p < 1:
-            yield api.llama_sampler_init_typical(s.typical_p, 1)
-        if s.top_p < 1:
-            yield api.llama_sampler_init_top_p(s.top_p, 1)
-        if s.min_p > 0:
-            yield api.llama_sampler_init_min_p(s.min_p, 1)
-        if s.xtc_probability > 0:
-            yield api.llama_sampler_init_xtc(s.xtc_probability, s.xtc_threshold, 1, seed)
-        yield api.llama_sampler_init_temp(s.temperature)
-        yield api.llama_sampler_init_dist(seed)
-
     def _biases(self, sampling: Sampling, ignore_eos: bool) -> list[tuple[int, float]]:
         biases = read_biases(sampling.logit_bias, self.vocabulary_size)
         if ignore_eos:
@@ -376,19 +333,6 @@ class LlamaModel(Vocabulary):
                 self._ends = [token for token in range(self.vocabulary_size) if self.is_end(token)]
             biases += [(token, float("-inf")) for token in self._ends]
         return biases
-
-
-def _has_penalties(s: Sampling) -> bool:
-    return s.repeat_last_n != 0 and (s.repeat_penalty != 1 or s.presence_penalty != 0 or s.frequency_penalty != 0)
-
-
-def _penalizes(s: Sampling) -> bool:
-    return _has_penalties(s) or s.dry_multiplier > 0
-
-
-def _look_back(s: Sampling, context: int) -> int:
-    windows = [s.repeat_last_n if _has_penalties(s) else 0, s.dry_penalty_last_n if s.dry_multiplier > 0 else 0]
-    return context if min(windows) < 0 else max(windows)
 
 
 def _adapter(text: str) -> tuple[Path, float]:
