@@ -131,12 +131,15 @@ def test_chat_with_a_prompt(own: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "least"),
     [
-        (("-p", "ask", "-f", __file__, "What is tested?"), 1000),
+        (("-p", "ask", "-f", "text", "What is there?"), 200),
         (("-p", "translate", "--to", "French", "Good morning"), 45),
         (("-p", "write", "--set", "form=a haiku", "the sea"), 30),
     ],
 )
 def test_the_real_model_gets_all_of_it(own: Path, model_path: Path, words: tuple[str, ...], least: int) -> None:
+    text = own.parent / "text"
+    text.write_text("There is a house on a hill. " * 25)
+    words = tuple(str(text) if word == "text" else word for word in words)
     done = localllm("run", "-m", str(model_path), *words, "-n", "6", "-t", "1", "--seed", "1", "--json")
     assert told(done) > least and json.loads(done.stdout)["text"]
 
