@@ -172,7 +172,13 @@ class LlamaModel(Vocabulary):
             found := self.prefixes.find(tokens, self._state_settings(self.context), reused)
         ):
             reused = self._restore(found, tokens)
-        self._decode(tokens[reused:])
+        # The last token alone, as it is when all the others are here already: llama.cpp rounds otherwise in a batch,
+        # and what is asked again is to have the same answer.
+        if self.prefixes is not None and len(tokens) - reused > BLOCK:
+            self._decode(tokens[reused:-1])
+            self._decode(tokens[-1:])
+        else:
+            self._decode(tokens[reused:])
         return reused
 
     def _restore(self, prefix: Prefix, tokens: Sequence[int]) -> int:

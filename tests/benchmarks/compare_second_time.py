@@ -16,19 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 QUESTIONS = ("What is this text about?", "What is this text about?", "Which words does it explain? Name three.")
 
 
-def ask(model: str, document: str, question: str, home: str) -> tuple[float, float, dict[str, Any]]:
+def ask(model: str, document: Path, question: str, home: str) -> tuple[float, float, dict[str, Any]]:
     """Seconds of the prompt, of the process, and what it printed."""
-    words = ["run", "-m", model, "-n", "32", "--temperature", "0", "--json", question]
+    words = ["run", "-m", model, "-n", "32", "--temperature", "0", "--json", "--file", str(document), question]
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", "localllm", *words],
-        input=document,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         check=True,
@@ -44,12 +45,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=3400)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    document = " ".join(topics.values())[: int(given.tokens * 4.25)]
+    text = " ".join(topics.values())[: int(given.tokens * 4.25)]
     prompts: list[list[float]] = [[], [], []]
     wholes: list[list[float]] = [[], [], []]
     for _ in range(given.rounds):
         with tempfile.TemporaryDirectory() as home:
-            texts = []
+            document, texts = Path(home, "document.txt"), []
+            document.write_text(text, encoding="utf-8")
             for index, question in enumerate(QUESTIONS):
                 prompt, whole, found = ask(given.model, document, question, home)
                 prompts[index].append(prompt)
