@@ -52,6 +52,7 @@ class LlamaModel(Vocabulary):
         self.output = -1  # the token of the last batch whose logits are read next; -1 is its last
         self.ahead: list[int] = []  # guesses that were evaluated beyond those held
         self.lookahead = 0  # how many there may be
+        self._exact: set[int] = set()  # sizes of batches that give what single steps do
         self.abort = AbortFlag()
         try:
             with self.interruptible():
@@ -219,15 +220,46 @@ class LlamaModel(Vocabulary):
             self._decode([token])
 
     def feed_ahead(self, token: int, guess: Sequence[int]) -> None:
-        """Evaluate a token and some that may follow it; `feed` then takes those for granted that are the same."""
-        if not guess:
+        """Evaluate a token and some that may follow it; `feed` then takes those for granted that are the same.
+
+        Some weights are multiplied by other code from some size of a batch on, which rounds otherwise. The first batch
+        of each size is compared with a single step; where the logits differ in a bit, later ones are smaller.
+        """
+        if not guess or len(guess) > self.lookahead:
             self.feed(token)
+        elif 1 + len(guess) in self._exact:
+            self._evaluate_ahead(token, guess)
         else:
-            self._take_back()
-            self._decode([token, *guess], every=True)
-            del self._held[-len(guess) :]
-            self.ahead, self.output = list(guess), 0
+            self._compare(token, guess)
         self._llama.llama_synchronize(self._context)
+
+    def _evaluate_ahead(self, token: int, guess: Sequence[int]) -> None:
+        self._take_back()
+        self._decode([token, *guess], every=True)
+        del self._held[-len(guess) :]
+        self.ahead, self.output = list(guess), 0
+
+    def _compare(self, token: int, guess: Sequence[int]) -> None:
+        """The same, or the token alone where the batch does not give what a single step does."""
+        self.feed(token)
+        alone = self._logits_as_bytes()
+        self._forget_last()
+        self._evaluate_ahead(token, guess)
+        if self._logits_as_bytes() == alone:
+            self._exact.add(1 + len(guess))
+            return
+        self.lookahead = len(guess) - 1
+        self._take_back()
+        self._forget_last()
+        self.feed(token)
+
+    def _logits_as_bytes(self) -> bytes:
+        logits = self._llama.llama_get_logits_ith(self._context, self.output)
+        return ctypes.string_at(logits, 4 * self.vocabulary_size)
+
+    def _forget_last(self) -> None:
+        self._held.pop()
+        self._llama.llama_memory_seq_rm(self._memory, 0, len(self._held), -1)
 
     def _take_back(self) -> None:
         """Forget the guesses that were not right."""

@@ -207,7 +207,7 @@ class Speculation:
         started = time.perf_counter()
         model.feed_ahead(token, guess)
         seconds = time.perf_counter() - started
-        self.drafted += len(guess)
+        self.drafted += len(model.ahead)
         for known in (pace, self._draft.pace if self._draft else None):
             if known:
-                known.took(1 + len(guess), seconds)
+                known.took(1 + len(model.ahead), seconds)

@@ -168,3 +168,26 @@ def test_probabilities_are_those_of_single_steps(engines: tuple[LocalEngine, Loc
     one, other = ([c.scores for c in engine.stream(request) if c.scores] for engine in engines)
     assert [s.chosen.token for s in one] == [s.chosen.token for s in other]
     assert [s.chosen.logprob for s in one] == pytest.approx([s.chosen.logprob for s in other], abs=0.05)
+
+
+def test_batches_that_round_otherwise_are_not_used(model_path: Path) -> None:
+    """Whatever this processor's code does: what is allowed gives the bits of single steps."""
+    model = LlamaModel(model_path, EngineOptions(threads=1, context=128), gpu_layers=0, threads=1)
+    model.allow_guesses(SIZES[-1] - 1)
+    tokens = model.tokenize(LINE, begin=True)
+    prompt, text = tokens[:8], tokens[8:14]
+    model.prefill(prompt)
+    single = []
+    for token in text:
+        model.feed(token)
+        single.append(model.logits().tobytes())
+    for size in (2, 4, 6):
+        model.clear()
+        model.prefill(prompt)
+        for index in range(size):
+            if index:
+                model.feed(text[index])
+            else:
+                model.feed_ahead(text[0], text[1:size])
+            assert model.logits().tobytes() == single[index], (size, index)
+    model.close()
