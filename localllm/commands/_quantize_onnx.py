@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 # Where a model lies in a folder, and what comes along from beside it.
 _PLACES = ("model.onnx", "onnx/model.onnx")
 _KEPT = (".json", ".jinja", ".txt", ".model", ".md")
+_STEP = re.compile(r"\d_\w+")  # folders in which sentence-transformers notes what follows the model: 1_Pooling
 
 
 def is_onnx(source: str) -> bool:
@@ -71,13 +73,21 @@ def _folder(model: Path, target: Path, kind: str, *, force: bool, quiet: bool) -
     from localllm.whole import replacing_folder
 
     home = model.parent.parent if model.parent.name == "onnx" else model.parent
-    kept = [path for path in sorted(home.iterdir()) if path.is_file() and path.suffix in _KEPT]
-    ours = {model.name, data_of(model).name, f"{model.name}.data", *(path.name for path in kept)}
+    kept = [path.relative_to(home) for path in _kept(home)]
+    ours = {model.name, data_of(model).name, f"{model.name}.data", *(path.as_posix() for path in kept)}
     with replacing_folder(target, ours if force else ()) as folder:
         found = _run(model, folder / model.name, kind, target.name, quiet=quiet)
         for path in kept:
-            shutil.copyfile(path, folder / path.name)
+            (folder / path).parent.mkdir(exist_ok=True)
+            shutil.copyfile(home / path, folder / path)
     return found
+
+
+def _kept(home: Path) -> list[Path]:
+    """The files that tell about the model of a folder, how its vectors are pooled among them."""
+    beside = [path for path in home.iterdir() if path.suffix in _KEPT]
+    steps = [path for path in home.glob("*/config.json") if _STEP.fullmatch(path.parent.name)]
+    return [path for path in sorted(beside + steps) if path.is_file()]
 
 
 def _run(model: Path, target: Path, kind: str, name: str, *, quiet: bool) -> Quantized:

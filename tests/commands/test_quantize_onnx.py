@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from localllm.commands._quantize_onnx import quantize_onnx
 from localllm.convert.onnx import export
+from localllm.engines import open_embedder
+from localllm.types import EngineOptions
 from tests.support import checkpoints
 from tests.support.command import localllm
 from tests.support.onnx_models import Runner
@@ -41,6 +45,29 @@ def test_a_folder(folder: Path, tmp_path: Path) -> None:
     (names[1] / "thesis.txt").write_text("mine")
     again = localllm("quantize", str(folder), "q8", "-o", str(names[1]), "--force")
     assert again.returncode == 2 and "thesis.txt" in again.stderr and (names[1] / "thesis.txt").exists()
+
+
+def test_how_vectors_are_pooled_is_kept(tmp_path: Path) -> None:
+    """The note lies in a folder of its own, and the first token's vector is not the mean."""
+    folder = tmp_path / "bert"
+    export.write(export.plan(checkpoints.write(tmp_path / "checkpoint", "bert")), folder)
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    (folder / "pictures").mkdir()
+    (folder / "pictures" / "config.json").write_text("{}")
+    target = tmp_path / "small"
+    for force in (False, True):
+        quantize_onnx(folder, ["q8"], target, force=force, quiet=True)
+    assert not (target / "pictures").exists()
+    found = []
+    for place in (folder, target):
+        with closing(open_embedder(place, EngineOptions(threads=1))) as embedder:
+            assert not embedder.notices
+            (vector,) = embedder.encode(embedder.tokenize_all(["the cat sat"]))
+            found.append(vector / np.linalg.norm(vector))
+    with closing(open_embedder(folder, EngineOptions(threads=1), "mean")) as embedder:
+        (mean,) = embedder.encode(embedder.tokenize_all(["the cat sat"]))
+    assert found[0] @ found[1] > 0.99 > found[0] @ mean / np.linalg.norm(mean)
 
 
 def test_a_file(folder: Path, tmp_path: Path) -> None:
