@@ -22,7 +22,7 @@ Report = Callable[[int, int], None]
 BITS = {"q4": 4, "q8": 8}
 _BLOCK = 32
 _INT8 = 4  # the accuracy level at which activations are computed with in 8 bits, as llama.cpp does
-_LARGEST = 2_000_000_000  # bytes of a file that protobuf can still read; beyond, the data lie beside it
+_LARGEST = 1_900_000_000  # bytes of data in a file: protobuf reads 2 GiB, nodes and all; beyond, they lie beside it
 _ALIGNMENT = 64
 _SMALL = 1024  # bytes of a tensor that stays in the file all the same
 
@@ -46,7 +46,8 @@ def find_kind(name: str) -> str:
 def quantize(source: Path, sizes: int, target: Path, kind: str, report: Report, largest: int = _LARGEST) -> Quantized:
     """Write `source`, whose files have `sizes` bytes together, with matrices of `kind`; `report` counts MatMul.
 
-    A model beyond `largest` bytes gets a file `<target>_data` beside it. Raises BadModelFile, OutOfMemory, OSError.
+    A model with more than `largest` bytes of data gets a file `<target>_data` beside it.
+    Raises BadModelFile, OutOfMemory, OSError.
     """
     free = hardware.memory().available
     if 2 * sizes > free:  # what is read, and what is made of it
@@ -59,7 +60,8 @@ def quantize(source: Path, sizes: int, target: Path, kind: str, report: Report, 
         raise BadModelFile(f"{source} has no matrices that could be quantized", "is it quantized already?")
     after = 0
     with replacing(target) as beside:
-        if model.ByteSize() > largest:
+        # The sum, because protobuf cannot even tell the size of a message beyond 2 GiB.
+        if sum(len(t.raw_data) for graph in _graphs(model.graph) for t in graph.initializer) > largest:
             # The data have their name before the model that needs them.
             with replacing(data_of(target)) as data:
                 _move_data(model, data, data_of(target).name)

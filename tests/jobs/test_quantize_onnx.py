@@ -107,6 +107,16 @@ def test_what_is_too_large_for_one_file_has_its_data_beside_it(tmp_path: Path) -
     assert {p.name for p in tmp_path.iterdir()} == {"model.onnx", "one.onnx", "two.onnx", "two.onnx_data"}
 
 
+def test_the_data_alone_decide_whether_they_go_beside_it(tmp_path: Path) -> None:
+    """Of what is beyond 2 GiB protobuf cannot tell a size; what is not in tensors is not counted."""
+    path, target = write(tmp_path / "model.onnx"), tmp_path / "q.onnx"
+    make(path, target, "q4")
+    data = sum(len(tensor.raw_data) for tensor in onnx.load(target).graph.initializer)
+    for largest, beside in ((data, False), (data - 1, True)):
+        make(path, target, "q4", largest=largest)
+        assert data_of(target).exists() == beside
+
+
 def test_progress_counts_the_products(tmp_path: Path) -> None:
     heard: list[tuple[int, int]] = []
     path = write(tmp_path / "model.onnx", branch=True)
