@@ -52,8 +52,6 @@ class OnnxEncoder:
     def __init__(self, folder: Folder, options: EngineOptions, choose: Callable[[Model], Value]) -> None:
         self._folder, self.home = folder, folder.tokenizer.parent
         self._tokenizer = load_tokenizer(folder.tokenizer)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         model = read_model(folder.model)
         self._inputs = _inputs_of(model)
         self._output = choose(model)

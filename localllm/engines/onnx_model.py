@@ -83,8 +83,11 @@ class OnnxModel(JsonTokenizer):
         if not self._is_open:
             self.open_context()
         reused = self._rewind(tokens)
-        # Graphs with two branches (use_cache_branch) take a whole prompt in one of them, single tokens in the other.
-        step = CHUNK if self._interface.branch is None else max(1, 0 if reused else len(tokens))
+        # Graphs with two branches (use_cache_branch) take a whole prompt in one of them, single tokens in the other;
+        # those without caches would compute every chunk before again.
+        face, step = self._interface, CHUNK
+        if face.branch is not None or not face.caches:
+            step = 1 if face.branch is not None and reused else max(1, len(tokens))
         for start in range(reused, len(tokens), step):
             self._evaluate(tokens[start : start + step])
         return reused

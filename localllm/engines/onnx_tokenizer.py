@@ -106,7 +106,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizers package's Tokenizer of a file. Raises BadModelFile."""
+    """The tokenizers package's Tokenizer of a file, which takes every text whole. Raises BadModelFile.
+
+    What the file notes of cutting and padding was meant for training, and would change a prompt without a word.
+    """
     import tokenizers
 
     if not path.is_file():
@@ -116,11 +119,14 @@ def load_tokenizer(path: Path) -> Any:
     if path.stat().st_size > MAX_JSON:
         raise BadModelFile(f"{path} has {path.stat().st_size:,} bytes, more than any tokenizer")
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        found = tokenizers.Tokenizer.from_file(str(path))
     except BaseException as error:  # a panic of Rust's is no Exception
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             raise
         raise BadModelFile(f"{path} is no tokenizer: {str(error).splitlines()[0] if str(error) else error!r}") from None
+    found.no_truncation()
+    found.no_padding()
+    return found
 
 
 def content_of(token: Any) -> str:

@@ -102,13 +102,14 @@ class Model:
 
     def twice(self) -> int:
         """Weights of an embedding that stand here a second time, as the matrix of a product."""
+        weights = self.weights
         looked_up = {
-            self.weights.get(n.inputs[0], 0): n.inputs[0]
+            weights[n.inputs[0]]: n.inputs[0]
             for n in self.nodes
-            if n.operator in ("Gather", "GatherBlockQuantized") and n.inputs[0] in self.weights
+            if n.operator in ("Gather", "GatherBlockQuantized") and n.inputs[0] in weights
         }
         largest = max(looked_up, default=0)
-        again = [n for n, count in self.weights.items() if count == largest and n != looked_up.get(largest)]
+        again = [n for n, count in weights.items() if count == largest and n != looked_up.get(largest)]
         return largest if again else 0
 
     @property

@@ -63,7 +63,9 @@ def _product(model: Model, logits: str) -> Node | None:
             users[name] = users.get(name, 0) + 1
     name = logits
     constants = set(model.tensors) | {o for n in model.nodes if n.operator == "Constant" for o in n.outputs}
-    while name in makers:
+    seen: set[str] = set()
+    while name in makers and name not in seen:  # a graph that goes in a circle is refused by whoever loads it
+        seen.add(name)
         node = makers[name]
         if node.operator in _PRODUCTS:
             weights = node.inputs[1] in constants and not node.attributes.get("transA")

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import tokenizers
 
 from localllm.engines import onnx as engine
 from localllm.engines.onnx_folder import read_folder
@@ -93,8 +94,8 @@ def test_weights_inside_and_beside_are_the_same_model(tmp_path: Path) -> None:
     assert (found[0] == found[1]).all()
 
 
-def test_a_graph_without_a_cache_runs(tmp_path: Path) -> None:
-    path = tiny_onnx.write(tmp_path, "optimum", positions=True)
+def without_caches(folder: Path) -> Path:
+    path = tiny_onnx.write(folder, "optimum", positions=True)
     model = onnx.load(path)
     for kept, word in ((model.graph.input, "past"), (model.graph.output, "present")):
         for value in [v for v in kept if v.name.startswith(word)]:
@@ -104,6 +105,11 @@ def test_a_graph_without_a_cache_runs(tmp_path: Path) -> None:
             node.op_type, node.input[:] = "Identity", [node.input[1]]
             node.ClearField("attribute")
     onnx.save(model, path)
+    return path
+
+
+def test_a_graph_without_a_cache_runs(tmp_path: Path) -> None:
+    path = without_caches(tmp_path)
     ours = opened(path)
     assert not ours._interface.caches
     for tokens in (PROMPT[:20], PROMPT[:22]):
@@ -111,6 +117,16 @@ def test_a_graph_without_a_cache_runs(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours.logits(), whole(path, tokens), atol=2e-4)
     ours.feed(70)
     np.testing.assert_allclose(ours.logits(), whole(path, [*PROMPT[:22], 70]), atol=2e-4)
+
+
+def test_a_graph_without_a_cache_takes_a_prompt_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, steps = without_caches(tmp_path), list[int]()
+    ours = opened(path)
+    evaluate = ours._evaluate
+    monkeypatch.setattr(ours, "_evaluate", lambda tokens: (steps.append(len(tokens)), evaluate(tokens)))
+    ours.prefill(PROMPT)
+    np.testing.assert_allclose(ours.logits(), whole(path, PROMPT), atol=2e-4)
+    assert steps == [len(PROMPT)]
 
 
 def test_logits_are_computed_for_one_position(tmp_path: Path) -> None:
@@ -164,6 +180,17 @@ def test_bytes_of_tokens(tmp_path: Path) -> None:
     assert model.is_special(tokens[-1]) and model.is_end(tokens[-1]) and not model.is_end(tokens[0])
     assert (model.begin_text, model.end_text) == ("<|im_start|>", "<|im_end|>")
     assert model.tokenize("\ud800", begin=False)  # a lone surrogate
+
+
+def test_a_tokenizer_that_cuts_and_pads_is_not_believed(tmp_path: Path) -> None:
+    """As a tokenizer is saved that was trained with: a long prompt must not lose its end, a short one gets no noise."""
+    path = tiny_onnx.write(tmp_path, "own")
+    trained = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    trained.enable_truncation(8)
+    trained.enable_padding(length=8)
+    trained.save(str(tmp_path / "tokenizer.json"))
+    model = opened(path)
+    assert [len(model.tokenize("x" * n, begin=False)) for n in (3, 20)] == [3, 20]
 
 
 # What cannot run

@@ -13,7 +13,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from localllm.errors import BadModelFile, ModelNotFound
-from localllm.formats.onnx import read_model
+from localllm.formats.onnx import Model, read_model
 from localllm.formats.onnx_edit import edited
 from localllm.formats.protobuf import encoded, encoded_varint, fields, varint
 from tests.support import tiny_onnx
@@ -245,3 +245,24 @@ def test_a_graph_that_mixes_positions_is_left_alone(tmp_path: Path, operator: st
     model.graph.initializer.append(numpy_helper.from_array(np.array(1, np.int64), "axis"))
     onnx.save(model, path)
     assert (edited(read_model(path), "logits") is not None) == (operator == "Identity")
+
+
+def test_a_graph_that_goes_in_a_circle_ends(tmp_path: Path) -> None:
+    path = tiny_onnx.write(tmp_path, "own")
+    model = onnx.load(path)
+    del model.graph.node[:]
+    model.graph.node.append(helper.make_node("Identity", ["a"], ["logits", "a"]))
+    path.write_bytes(model.SerializeToString())
+    assert edited(read_model(path), "logits") is None
+
+
+def test_weights_are_counted_once_for_any_number_of_lookups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tiny_onnx.write(tmp_path, "own")
+    model = onnx.load(path)
+    table = next(node.input[0] for node in model.graph.node if node.op_type == "Gather")
+    model.graph.node.extend(helper.make_node("Gather", [table, "input_ids"], [f"row_{n}"]) for n in range(50))
+    path.write_bytes(model.SerializeToString())
+    counted, weights = [], Model.weights.fget
+    monkeypatch.setattr(Model, "weights", property(lambda self: counted.append(1) or weights(self)))
+    read_model(path).twice()
+    assert len(counted) == 1
