@@ -127,15 +127,15 @@ class Conversation:
 
     def clear(self) -> None:
         """Begin a new conversation; the system prompt stays."""
-        self.tree = Tree()
+        self.tree, self.unanswered = Tree(), None
         if self.recorder:
             self.recorder.begin()
 
-    def forget(self) -> None:
-        """The same, and the present one is erased from the history. Raises HistoryError."""
-        if self.recorder:
-            self.recorder.erase()
-        self.tree = Tree()
+    def forget(self) -> bool:
+        """The same, and the present one is erased from the history; whether that had it. Raises HistoryError."""
+        erased = self.recorder.erase() if self.recorder else False
+        self.tree, self.unanswered = Tree(), None
+        return erased
 
     def switch(self, engine: Engine, model: str, sampling: Sampling) -> None:
         """Go on with another model. Whoever opened the earlier engine closes it."""
@@ -193,9 +193,8 @@ class Conversation:
             self._save()
         if not said and thinking:
             yield Chunk("the model thought and did not come to an answer; the question is taken back", kind="notice")
-        if self.recorder and self.recorder.failure:
-            yield Chunk(self.recorder.failure, kind="notice")
-            self.recorder = None
+        if self.recorder and (failure := self.recorder.take_failure()):
+            yield Chunk(failure, kind="notice")
 
     def _next_request(self) -> Request:
         """A seed gives the same answer each time, so another answer to one question draws with the seed after it."""

@@ -154,11 +154,16 @@ class History:
             known = {record.id: record for record in self.records()}
         return [Hit(known[conversation], id, kind, excerpt) for id, kind, conversation, excerpt in rows]
 
-    def save(self, record: Record, added: Iterable[Node], removed: Iterable[int] = ()) -> None:
-        """Write a conversation as it now is, with what was added to its tree and taken from it, or nothing of it."""
+    def save(self, record: Record, added: Iterable[Node], removed: Iterable[int] = (), *, again: bool = False) -> None:
+        """Write a conversation as it now is, with what was added to its tree and taken from it, or nothing of it.
+
+        `again` says that a part of it was written before: what somebody has erased since then does not come back.
+        """
         settings = json.dumps(dict(record.settings), ensure_ascii=False)
         head = (record.id, record.title, record.model, record.system, settings, record.leaf)
         with self._transaction() as database:
+            if again and not database.execute("SELECT 1 FROM conversations WHERE id = ?", (record.id,)).fetchone():
+                raise HistoryError("this conversation was erased elsewhere")
             database.execute(
                 "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET"
                 " title = excluded.title, model = excluded.model, system = excluded.system,"
@@ -175,13 +180,14 @@ class History:
                     database.execute("INSERT INTO attachments VALUES (?, ?, ?, ?)", tuple(map(_storable, values)))
             database.executemany("DELETE FROM messages WHERE id = ?", [(id,) for id in removed])
 
-    def remove(self, ids: Sequence[str]) -> None:
-        """Erase conversations with all that was said in them."""
+    def remove(self, ids: Sequence[str]) -> int:
+        """Erase conversations with all that was said in them; how many of them there were."""
         with self._transaction() as database:
-            database.executemany("DELETE FROM conversations WHERE id = ?", [(id,) for id in ids])
+            found = database.executemany("DELETE FROM conversations WHERE id = ?", [(id,) for id in ids]).rowcount
         with _errors(self.path):
             self._database.execute("INSERT INTO words (words) VALUES ('optimize')")
             self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        return found
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -259,6 +265,8 @@ def _errors(path: Path) -> Iterator[None]:
         yield
     except sqlite3.OperationalError as error:
         raise HistoryError(f"the history {path} cannot be used: {error}") from None
+    except sqlite3.IntegrityError as error:
+        raise HistoryError(f"the history {path} does not take it: {error}") from None
     except sqlite3.DatabaseError as error:
         hint = "move it away, and a new one is begun"
         raise HistoryError(f"the history {path} is damaged: {error}", hint) from None
@@ -281,17 +289,23 @@ def _record(row: Sequence[Any]) -> Record:
 
 
 class Recorder:
-    """Keeps one conversation. It never raises: what cannot be kept any more is told once, in `failure`."""
+    """Keeps one conversation. `save` never raises: why nothing is kept any more is told in `failure`, once."""
 
     def __init__(self, history: History, record: Record | None = None, tree: Tree | None = None) -> None:
         self.failure = ""
-        self._history: History | None = history
         self.record = record
+        self._history = history
+        self._failed = False
         self._kept = set(tree.nodes) if tree else set()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the history has this conversation as it is."""
+        return bool(self._kept) and not self._failed
 
     def save(self, tree: Tree, *, model: str, system: str | None, settings: Mapping[str, Any]) -> None:
         """Write what has changed since the last time. A conversation without a message is not kept."""
-        if self._history is None or not (tree.nodes or self._kept):
+        if not (tree.nodes or self._kept):
             return
         now = time.time()
         record = self.record or Record(secrets.token_hex(6), "", "", created=now)
@@ -304,31 +318,36 @@ class Recorder:
             leaf=tree.leaf,
             updated=now,
         )
+        if self._failed:
+            return
         try:
             if tree.nodes:
                 added = [node for id, node in tree.nodes.items() if id not in self._kept]
-                self._history.save(self.record, added, self._kept - set(tree.nodes))
+                self._history.save(self.record, added, self._kept - set(tree.nodes), again=bool(self._kept))
             else:
                 self._history.remove([self.record.id])
                 self.record = None
             self._kept = set(tree.nodes)
         except HistoryError as error:
-            self.failure, self._history = f"{error}; from here on nothing is kept", None
+            self.failure, self._failed = f"{error}; from here on nothing is kept", True
+
+    def take_failure(self) -> str:
+        """Why nothing is kept any more, the first time that it is asked for after it began; or ""."""
+        failure, self.failure = self.failure, ""
+        return failure
 
     def begin(self) -> None:
         """What is saved next is a new conversation."""
         self.record, self._kept = None, set()
 
-    def erase(self) -> None:
-        """Erase what was kept of this conversation, and begin a new one. Raises HistoryError."""
-        if self._history and self.record:
-            self._history.remove([self.record.id])
-        self.begin()
+    def erase(self) -> bool:
+        """Erase what was kept of this conversation, and begin a new one; whether there was something to erase.
 
-    def rename(self, title: str) -> None:
-        """The title from the next `save` on."""
-        if self.record:
-            self.record = replace(self.record, title=title)
+        It is tried after a failure too. Raises HistoryError, and then the conversation goes on.
+        """
+        found = self._history.remove([self.record.id]) if self.record and self._kept else 0
+        self.begin()
+        return found > 0
 
 
 def _title(tree: Tree) -> str:

@@ -64,9 +64,13 @@ class Tree:
 
     def copy(self) -> Tree:
         """The active path alone, with ids of its own."""
-        path = self.path()
-        ids: dict[int | None, int] = {node.id: secrets.randbits(62) for node in path}
-        copies = [replace(n, id=ids[n.id], parent=ids.get(n.parent), first=ids.get(n.first)) for n in path]
+        return Tree(self.path(), self.leaf).renamed()
+
+    def renamed(self) -> Tree:
+        """All of it, with ids of its own."""
+        ids: dict[int | None, int] = {id: secrets.randbits(62) for id in self.nodes}
+        nodes = self.nodes.values()
+        copies = [replace(n, id=ids[n.id], parent=ids.get(n.parent), first=ids.get(n.first)) for n in nodes]
         return Tree(copies, ids.get(self.leaf))
 
     def check(self) -> None:

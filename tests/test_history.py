@@ -141,6 +141,23 @@ def test_two_processes_write_at_once(tmp_path: Path) -> None:
     assert [r.messages for r in records] == [40] * 4
 
 
+def test_what_was_erased_elsewhere_does_not_come_back(history: History, tmp_path: Path) -> None:
+    conversation = talk(history, tmp_path, "one")
+    open_history(history.path).remove([history.records()[0].id])
+    notices = [chunk.text for chunk in conversation.ask("two") if chunk.kind == "notice"]
+    assert notices == ["this conversation was erased elsewhere; from here on nothing is kept"]
+    assert not [chunk for chunk in conversation.ask("three") if chunk.kind == "notice"]
+    assert len(conversation.turns) == 6 and history.records() == []
+    assert not conversation.forget()
+
+
+def test_ids_that_are_there_already_are_no_damage(history: History) -> None:
+    history.save(Record("ab", "t", "m"), [Node(1, None, "user", "x")])
+    with pytest.raises(HistoryError, match="UNIQUE") as caught:
+        history.save(Record("cd", "t", "m"), [Node(1, None, "user", "x")])
+    assert "damaged" not in str(caught.value)
+
+
 def test_two_that_resume_one_conversation_both_keep_what_they_said(history: History, tmp_path: Path) -> None:
     first = talk(history, tmp_path, "one")
     (record,) = history.records()
@@ -195,6 +212,19 @@ def test_a_full_disk_ends_the_history_and_not_the_chat(history: History, tmp_pat
     assert [c.kind for c in conversation.ask("and on")].count("notice") == 0
     assert len(conversation.turns) == 6
     assert open_history(history.path).records()[0].messages == 2
+    history._database.execute("PRAGMA max_page_count = 100000")
+    conversation.unanswered = conversation.tree.last("user")
+    assert conversation.forget()
+    assert conversation.unanswered is None and open_history(history.path).records() == []
+
+
+def test_what_cannot_be_erased_is_not_called_erased(history: History, tmp_path: Path) -> None:
+    conversation = talk(history, tmp_path, "one")
+    history._database.execute("PRAGMA query_only = 1")
+    assert [chunk.kind for chunk in conversation.ask("two")].count("notice") == 1
+    with pytest.raises(HistoryError, match="readonly"):
+        conversation.forget()
+    assert len(conversation.turns) == 4
 
 
 def test_a_file_that_cannot_be_written_can_be_read(history: History, tmp_path: Path) -> None:

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from localllm.commands._options import JsonOption
-from localllm.errors import LocalLLMError, UsageError
+from localllm.errors import HistoryError, LocalLLMError, UsageError
 
 if TYPE_CHECKING:
     from localllm.history import History, Record
+    from localllm.tree import Tree
 
 history = typer.Typer(help="List, search, show, export and remove conversations.", invoke_without_command=True)
 _IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As much of its id as is needed.")]
@@ -96,6 +97,7 @@ def export(
 ) -> None:
     """Write conversations, all of them without an ID, to stdout or into a file."""
     from localllm.transcript import FORMATS, written
+    from localllm.ui.render import visible
     from localllm.whole import replacing, require_target
 
     form = {"md": "markdown"}.get(form, form)
@@ -105,13 +107,16 @@ def export(
         require_target(output, force=force)
     kept = _open()
     records = [kept.find(id) for id in ids] if ids else kept.records()
-    text = written([(record, kept.tree(record)) for record in records], form)
+    found = _readable(kept, records)
+    text = written(found, form)
     if output is None:
-        sys.stdout.write(text)
-        return
-    with replacing(output) as beside:
-        beside.touch(0o600)
-        beside.write_text(text, encoding="utf-8")
+        sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
+    else:
+        with replacing(output) as beside:
+            beside.touch(0o600)
+            beside.write_text(text, encoding="utf-8")
+    if len(found) < len(records):
+        raise typer.Exit(1)
 
 
 @history.command()
@@ -137,6 +142,21 @@ def rm(
             raise LocalLLMError("nothing was removed", "--yes removes without asking")
     kept.remove([record.id for record in records])
     say(f"{len(records)} erased; localllm cache clear removes what was kept of them evaluated")
+
+
+def _readable(kept: History, records: list[Record]) -> list[tuple[Record, Tree]]:
+    """The conversations that can be read; the others are named. Raises HistoryError where none can."""
+    from localllm.ui.progress import say
+
+    found: list[tuple[Record, Tree]] = []
+    for record in records:
+        try:
+            found.append((record, kept.tree(record)))
+        except HistoryError as error:
+            if len(records) == 1:
+                raise
+            say(f"localllm: {error}", error=True)
+    return found
 
 
 def _open() -> History:

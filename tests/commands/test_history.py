@@ -79,6 +79,16 @@ def test_rm_asks(data: Path) -> None:
     assert "no conversation" in localllm("history", "show", oldest).stderr
 
 
+def test_export_goes_on_past_what_cannot_be_read(data: Path) -> None:
+    history = open_history(data / "history.db")
+    newest, oldest = history.records()
+    history._database.execute("DELETE FROM messages WHERE conversation = ? AND kind = 'user'", (newest.id,))
+    done = localllm("history", "export", "--format", "json")
+    assert done.returncode == 1 and json.loads(done.stdout)["id"] == oldest.id
+    assert f"of the conversation {newest.id}, messages are missing" in done.stderr and done.stderr.count("\n") == 1
+    history.close()
+
+
 @pytest.mark.parametrize("words", [("show", "zz"), ("export", "zz"), ("rm", "zz", "--yes"), ("export", "-f", "pdf")])
 def test_one_line_for_what_is_not_there(data: Path, words: tuple[str, ...]) -> None:
     done = localllm("history", *words)

@@ -118,6 +118,13 @@ def test_blocks_taller_than_the_screen() -> None:
     assert [line for line in lines if line] == [f"line {n}" for n in range(200)]
 
 
+def test_a_long_paragraph_is_shown_once_whatever_its_source_looks_like() -> None:
+    """What is shown of an entity stands nowhere in the source, so no row's place in it is known."""
+    for piece, shown in (("&lt;br&gt; and so on ", "<br>andsoon"), ("**x** &lt;", "x<"), ("&amp;&lt;", "&<")):
+        count = 6930 // len(piece)
+        assert "".join(Screen().show([piece] * count)).replace(" ", "") == shown * count
+
+
 def test_a_growing_line_is_appended_to() -> None:
     screen = Screen()
     text = "word " * 12

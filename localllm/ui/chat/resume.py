@@ -21,9 +21,12 @@ def take_up(chat: Chat, record: Record) -> None:
 
 
 def take_over(chat: Chat, record: Record, tree: Tree) -> None:
-    """Go on with a conversation from a file, which becomes one of the history's own."""
+    """Go on with a conversation from a file, which becomes one of the history's own.
+
+    The history may still have the one that was written into the file, so the messages get new ids.
+    """
     recorder = Recorder(chat.history) if chat.history is not None else None
-    chat.conversation.take_up(tree, record.system, recorder)
+    chat.conversation.take_up(tree.renamed(), record.system, recorder)
     tell(chat, record.title)
 
 
@@ -36,4 +39,5 @@ def tell(chat: Chat, title: str) -> None:
         text = node.content if len(node.content) <= _SHOWN else node.content[: _SHOWN - 1] + "…"
         console.print(visible(("> " if node.kind == "user" else "") + text), style="dim", markup=False)
     if chat.conversation.unanswered is not None:
-        console.print(f"(without an answer: {visible(chat.conversation.unanswered.content[:60])}; /again asks it)")
+        question = visible(chat.conversation.unanswered.content[:60])
+        console.print(f"(without an answer: {question}; /again asks it)", markup=False)

@@ -13,15 +13,17 @@ _SHOWN = 60  # characters of a message in a list
 
 
 def _clear(chat: Chat, _: str) -> str:
+    recorder = chat.conversation.recorder
+    kept = recorder is not None and recorder.kept
     chat.conversation.clear()
     chat.used = 0
-    return "The conversation is forgotten; the system prompt stays." + (" (/history has it)" if chat.history else "")
+    return "The conversation is forgotten; the system prompt stays." + (" (/history has it)" if kept else "")
 
 
 def _forget(chat: Chat, _: str) -> str:
-    chat.conversation.forget()
+    erased = chat.conversation.forget()
     chat.used = 0
-    return "The conversation is erased, from the history too; the system prompt stays."
+    return f"The conversation is erased{', from the history too' if erased else ''}; the system prompt stays."
 
 
 def _undo(chat: Chat, _: str) -> str:

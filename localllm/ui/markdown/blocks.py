@@ -176,7 +176,7 @@ class Blocks:
             margin = self._margin(gap=True) if before else leaf.margin
             self._close_leaf()
             self.leaf = Table(margin, last, rest)
-        elif (mark := _UNDERLINE.match(rest)) and not before:
+        elif (mark := _UNDERLINE.match(rest)) and last and not before:
             self.leaf = Heading(leaf.margin, 1 if mark[1][0] == "=" else 2, leaf.text)
             self._close_leaf()
         elif self._begins_block(rest) or rest.strip() in _MATH:

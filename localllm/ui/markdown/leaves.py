@@ -21,6 +21,7 @@ from localllm.ui.markdown.screen import fold
 
 LONG_PARAGRAPH = 600  # characters after which one is cut, and how many more until the next attempt
 LONGEST_PARAGRAPH = 8 * LONG_PARAGRAPH  # characters after which it is cut wherever it is
+_LONGEST_WORD = 80  # characters that are not torn apart where a paragraph has to be cut
 _LONGEST_ROW = 1200  # characters of a table's row; what is longer goes on in the next
 _KEPT_ROWS = 3
 _MARKUP = "*_`~[!\\("
@@ -86,7 +87,7 @@ class Paragraph(Leaf):
         self._next_attempt = LONG_PARAGRAPH
 
     def add(self, line: str) -> None:
-        self.text += "\n" + line
+        self.text += "\n" + line if self.text else line
 
     def extend(self, piece: str) -> None:
         self.text += piece
@@ -96,16 +97,27 @@ class Paragraph(Leaf):
             return []
         rows = self._rows(console, growing=True)
         final = ansi(console, rows[:-_KEPT_ROWS])
-        force = len(self.text) > LONGEST_PARAGRAPH
         cut = _before(self.text, "".join(row.plain for row in rows[-_KEPT_ROWS:]))
-        if final and (force or (cut and self._splits_at(cut, console, rows))):
-            lines = self._placed(final)
-            self._started = True
-            self.text = self.text[cut:].lstrip()
-            self._next_attempt = LONG_PARAGRAPH
-            return lines
-        self._next_attempt = len(self.text) + LONG_PARAGRAPH
-        return []
+        if not (final and cut and self._splits_at(cut, console, rows)):
+            if len(self.text) <= LONGEST_PARAGRAPH:
+                self._next_attempt = len(self.text) + LONG_PARAGRAPH
+                return []
+            cut = self._last_word()
+            front = inline(self.text[:cut].rstrip(), growing=True)
+            final = ansi(console, _wrapped(front, self._room(console), console))
+        lines = self._placed(final)
+        self._started = True
+        self.text = self.text[cut:].lstrip()
+        self._next_attempt = LONG_PARAGRAPH
+        return lines
+
+    def lines(self, console: Console, growing: bool) -> list[str]:
+        return [] if self._started and not self.text else super().lines(console, growing)
+
+    def _last_word(self) -> int:
+        """Where the last word begins; the end where that is not near."""
+        space = max(self.text.rfind(" "), self.text.rfind("\n"))
+        return space if space > len(self.text) - _LONGEST_WORD else len(self.text)
 
     def _splits_at(self, cut: int, console: Console, rows: list[Text]) -> bool:
         """Whether both halves, drawn alone, look as they do together."""
