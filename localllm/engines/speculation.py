@@ -31,7 +31,7 @@ _DOUBT = 4.0  # guesses that the first assumptions count for
 _MEMORY = 200.0  # guesses that are remembered; older ones fade
 _FIRST_SHARE, _FIRST_STEP = 0.7, 0.3  # what is assumed of a small model: right guesses, and their cost in steps
 _PATIENCE = 64  # tokens after which a small model that did not pay is tried again
-_WORTH = 1.1  # what must be gained in expectation before anything is guessed
+_WORTH = 1.25  # what must be gained in expectation before anything is guessed
 
 
 class Ahead(Protocol):
