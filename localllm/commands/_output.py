@@ -78,12 +78,9 @@ def _problem(request: Request, answer: Answer, *, strict: bool) -> str:
         form = request.constraint.kind if request.constraint else "form"
         if answer.finish == "length":
             return f"the answer was cut by the limit of tokens, before it had the form that --{form} asks for"
-        return f"the answer was cut by --stop, before it had the form that --{form} asks for"
-    if request.constraint and request.constraint.kind == "schema":
-        from localllm.text.constrain import is_sound
-
-        if not is_sound(answer.text, request.constraint.text):
-            return "the answer names a property of an object twice, or nests too deep to be read"
+        if request.limits.stop:
+            return f"the answer was cut by --stop, before it had the form that --{form} asks for"
+        return "the answer names a property of an object twice, or nests too deep to be read"
     return "the answer was cut by the limit of tokens" if strict and answer.finish == "length" else ""
 
 

@@ -115,7 +115,7 @@ def batch(
                 job.run(_rows(source, kind), answers)
         except BaseException:
             if output:
-                say(f"{len(results.done) + job.progress.rows} rows are done; the same command goes on from there")
+                say(f"{len(results.done) + results.written} rows are done; the same command goes on from there")
             raise
     say(_summary(job.progress, len(results.done), time.perf_counter() - started))
     if failed.count:

@@ -191,7 +191,7 @@ class LocalEngine(Prompter):
 
         grammar = compile_constraint(constraint)
         self._tokenizer = self._tokenizer or make_tokenizer(self.model)
-        return Matcher(self._tokenizer, grammar, f"--{constraint.kind}", prefill)
+        return Matcher(self._tokenizer, grammar, constraint, prefill)
 
 
 def _chunks(pieces: Iterable[Piece]) -> Iterator[Chunk]:

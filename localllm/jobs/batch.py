@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -134,7 +135,7 @@ class Batch:
 
     def __init__(self, recipe: Recipe, output: Output, errors: Errors, report: Report, tries: int = 2) -> None:
         self._recipe, self._output, self._errors, self._report, self._tries = recipe, output, errors, report, tries
-        self._again: list[_Task] = []
+        self._again: deque[_Task] = deque()  # those that failed, and are begun before any other
         self.progress = Progress()
         self.first_error = ""
 
@@ -143,16 +144,15 @@ class Batch:
 
         Instead of answers there may be vectors (`jobs/embed_rows.py`).
         """
-        tasks: Iterable[_Task] = (_Task(row, key) for row, key in pending(rows, self._output, self._recipe.key))
+        tasks = (_Task(row, key) for row, key in pending(rows, self._output, self._recipe.key))
         while True:
             for task, outcome in answers(self._requests(tasks)):
                 self._settle(task, outcome)
             if not self._again:
                 return
-            tasks, self._again = self._again, []
 
-    def _requests(self, tasks: Iterable[_Task]) -> Iterator[tuple[_Task, Request]]:
-        for task in tasks:
+    def _requests(self, tasks: Iterator[_Task]) -> Iterator[tuple[_Task, Request]]:
+        while task := self._again.popleft() if self._again else next(tasks, None):
             if task.row.fault:
                 self._fail(task, task.row.fault)
                 continue
@@ -170,7 +170,8 @@ class Batch:
 
     def _settle(self, task: _Task, outcome: list[Chunk] | Vector | LocalLLMError) -> None:
         if isinstance(outcome, list) and not outcome[-1].fulfilled:
-            outcome = LocalLLMError(f"the answer was cut before it had its form: {_said(outcome, 'answer')!r}")
+            problem = "was cut before it had its form" if outcome[-1].finish == "length" else "does not have its form"
+            outcome = LocalLLMError(f"the answer {problem}: {_said(outcome, 'answer')!r}")
         if isinstance(outcome, LocalLLMError):
             if task.attempt + 1 < self._tries and not isinstance(outcome, ContextOverflow):
                 self._again.append(replace(task, attempt=task.attempt + 1))

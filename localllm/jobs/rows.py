@@ -12,6 +12,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -25,6 +26,10 @@ Format = Literal["jsonl", "csv", "lines"]
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 _LONGEST_CELL = 1 << 30  # characters; Python's csv module refuses more than 131072 by itself
 _OURS = b'{"id": '
+_ID = re.compile(rb'\{"id": (?:-?\d+|"(?:[^"\\]|\\.)*")', re.S)
+_TORN_ID = re.compile(rb'\{"id": (?:-|"(?:[^"\\]|\\.)*\\?)?', re.S)
+_KEY = b', "key": "'
+_Place = tuple[bool, "str | int"]  # faults are numbered by lines, whatever ids the other rows have
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +143,9 @@ class Output:
     def __init__(self, path: Path | None, stream: IO[bytes] | None = None) -> None:
         self._path, self._stream, self._own = path, stream, stream is None
         self.done: dict[str | int, str] = {}
-        self._order: deque[str | int] = deque()
-        self._results: dict[str | int, bytes] = {}
+        self.written = 0  # results of this run
+        self._order: deque[_Place] = deque()
+        self._results: dict[_Place, bytes] = {}
         self._lock: Any = None
 
     def __enter__(self) -> Output:
@@ -158,14 +164,15 @@ class Output:
             raise
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._own and self._stream is not None:
             self._stream.close()
         self._release()
+        assert kind or not self._order, "every row that was expected has been written or dropped"
 
     def is_done(self, row: Row, key: str) -> bool:
         """Whether an earlier run has this row. Raises UsageError where it had another input or other settings."""
-        if row.id not in self.done:
+        if row.fault or row.id not in self.done:
             return False
         if self.done[row.id] != key:
             raise UsageError(
@@ -175,7 +182,7 @@ class Output:
         return True
 
     def expect(self, row: Row) -> None:
-        self._order.append(row.id)
+        self._order.append(_place(row))
 
     def write(self, row: Row, key: str, values: Mapping[str, Any]) -> None:
         line = json.dumps({"id": row.id, "key": key, **values}, ensure_ascii=False)
@@ -186,12 +193,13 @@ class Output:
         self._settle(row, b"")
 
     def _settle(self, row: Row, line: bytes) -> None:
-        self._results[row.id] = line
+        self._results[_place(row)] = line
         assert self._stream is not None, "an Output is written to inside its `with`"
         while self._order and self._order[0] in self._results:
             if ready := self._results.pop(self._order.popleft()):
                 self._stream.write(ready)
                 self._stream.flush()
+                self.written += 1
 
     def _read(self, path: Path) -> None:
         """Learn what is done, and cut off the line that a killed run left half written."""
@@ -201,7 +209,7 @@ class Output:
         with path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
-                    if not (self.done or line.startswith(_OURS) or _OURS.startswith(line)):
+                    if not (_is_torn(line) or (self.done and not _is_object(line))):
                         raise _foreign(path)
                     break
                 known, key = _identity(line)
@@ -237,6 +245,25 @@ class Output:
                 Path(self._lock.lock_file).unlink()
             self._lock.release()
             self._lock = None
+
+
+def _place(row: Row) -> _Place:
+    return bool(row.fault), row.id
+
+
+def _is_torn(line: bytes) -> bool:
+    """Whether a line of ours may have begun so, that was not written to its end."""
+    if not (whole := _ID.match(line)):
+        return _OURS.startswith(line) or _TORN_ID.fullmatch(line) is not None
+    rest = line[whole.end() :]
+    return _KEY.startswith(rest) or re.match(_KEY + rb'[0-9a-f]{0,16}(?![^"])', rest) is not None
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _identity(line: bytes) -> tuple[Any, str | None]:
@@ -298,6 +325,6 @@ def pending(rows: Iterable[Row], output: Output, key: Any) -> Iterator[tuple[Row
     """The rows that are still to do, with their keys (`key(row)`)."""
     for row in rows:
         made = "" if row.fault else key(row)
-        if row.fault or not output.is_done(row, made):
+        if not output.is_done(row, made):
             output.expect(row)
             yield row, made

@@ -53,11 +53,17 @@ _FLAGS = {"schema": "--schema", "grammar": "--grammar", "regex": "--regex", "cho
 class Matcher:
     """Follows one answer token by token. Raises EngineError where the grammar grows beyond its bounds."""
 
-    def __init__(self, tokenizer: Any, grammar: str, flag: str, begun: str = "") -> None:
-        """`begun` is what stands of the answer already. Raises UsageError where that does not fit."""
+    def __init__(self, tokenizer: Any, grammar: str, constraint: Constraint, begun: str = "") -> None:
+        """`grammar` is what `compile_constraint` made of `constraint`; `begun` is what stands of the answer already.
+
+        Raises UsageError where that does not fit.
+        """
         from llguidance import LLMatcher
 
+        flag = _FLAGS[constraint.kind]
         self._matcher, self._flag = LLMatcher(tokenizer, grammar, log_level=0), flag
+        self._tokenizer, self._constraint = tokenizer, constraint
+        self._begun, self._tokens = begun, list[int]()
         tokens = tokenizer.greedy_tokenize(begun)
         if self._matcher.try_consume_tokens(tokens) < len(tokens):
             raise UsageError(f"{flag}: no text of this form begins with {begun!r}", "mend --prefill")
@@ -77,11 +83,15 @@ class Matcher:
     def accept(self, token: int) -> None:
         self._matcher.consume_token(token)
         self._check()
+        self._tokens.append(token)
 
     @property
     def fulfilled(self) -> bool:
         """Whether the answer so far has the form."""
-        return bool(self._matcher.is_accepting())
+        if not self._matcher.is_accepting():
+            return False
+        text = self._begun + self._tokenizer.decode_bytes(self._tokens).decode(errors="replace")
+        return self._constraint.kind != "schema" or is_sound(text, self._constraint.text)
 
     @property
     def ended(self) -> bool:

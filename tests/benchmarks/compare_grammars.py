@@ -29,6 +29,8 @@ number ::= ("-"? ([0-9] | [1-9] [0-9]{0,15})) ("." [0-9]+)? ws
 ws ::= | " " | "\n" [ \t]{0,20}
 """
 
+GRAMMAR = Constraint("grammar", JSON)
+
 
 class Bench:
     def __init__(self, path: Path) -> None:
@@ -44,7 +46,7 @@ class Bench:
         return chain
 
     def masks(self) -> tuple[float, str]:
-        matcher = Matcher(self.tokenizer, compile_constraint(Constraint("grammar", JSON)), "--grammar")
+        matcher = Matcher(self.tokenizer, compile_constraint(GRAMMAR), GRAMMAR)
         chain = self.chain()
 
         def draw() -> int:

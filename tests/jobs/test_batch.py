@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 
 from localllm.convert.onnx import export
 from localllm.errors import LocalLLMError
-from localllm.jobs.batch import Recipe, fill
-from localllm.jobs.rows import Row
-from localllm.types import Limits, Message, Sampling
+from localllm.jobs.batch import Batch, Recipe, fill
+from localllm.jobs.rows import Errors, Output, Row
+from localllm.types import Chunk, Key, Limits, Message, Request, Sampling, Usage
 from tests.support import masked
 from tests.support.command import COMMAND, Terminal, localllm
 
@@ -79,6 +80,39 @@ def test_rows_that_fail_are_listed_and_tried_again(tmp_path: Path) -> None:
     other = localllm(*words, "-n", "2")
     assert other.returncode == 2
     assert "was made from another input" in other.stderr
+
+
+def test_a_row_that_failed_keeps_none_from_the_disk(tmp_path: Path) -> None:
+    """It is tried again at once, and those after it are written before the rows have ended."""
+    out, failing, seen = tmp_path / "out.jsonl", {"2"}, list[int]()
+
+    def rows() -> Iterator[Row]:
+        for number in range(1, 6):
+            seen.append(out.read_bytes().count(b"\n"))
+            yield Row(number, {"text": str(number)})
+
+    def answers(requests: Iterable[tuple[Key, Request]]) -> Iterator[tuple[Key, list[Chunk] | LocalLLMError]]:
+        for key, request in requests:
+            text = request.messages[0].content
+            if text in failing:
+                failing.remove(text)
+                yield key, LocalLLMError("once")
+            else:
+                yield key, [Chunk(text, finish="stop", usage=Usage(1, 0, 1, 0.1, 0.1))]
+
+    with Output(out) as output, Errors(None) as errors:
+        Batch(Recipe("m", None, None, Sampling(), Limits()), output, errors, lambda _: None).run(rows(), answers)
+    assert seen == [0, 1, 2, 3, 4]
+    assert output.written == 5 and errors.count == 0
+
+
+def test_answers_without_their_form_fail(tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text('{"a": 1, "a": 2}')
+    words = ["batch", "-", "--engine", "fake", "-m", str(script), "--schema", '{"type": "object", "minProperties": 2}']
+    done = localllm(*words, input="x\n")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "the answer does not have its form: " in done.stderr
 
 
 def test_pipes(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ TOKENIZER = make_tokenizer(FakeModel(b"", 64))
 
 
 def matcher(kind: ConstraintKind, text: str, begun: str = "") -> Matcher:
-    return Matcher(TOKENIZER, compile_constraint(Constraint(kind, text)), f"--{kind}", begun)
+    constraint = Constraint(kind, text)
+    return Matcher(TOKENIZER, compile_constraint(constraint), constraint, begun)
 
 
 def fits(kind: ConstraintKind, form: str | Schema, text: str) -> bool:
@@ -193,6 +194,8 @@ def test_sound() -> None:
     assert is_sound(twice, '{"maxProperties": 2}') and not is_sound(twice, '{"minProperties": 2}')
     assert is_sound('{"a": 1, "b": {"a": 2}}', '{"minProperties": 2}')
     assert not is_sound("{", "{}") and not is_sound("[" * 100_000 + "]" * 100_000, "{}")
+    for text, sound in (('{"a": 1, "a": 2}', False), ('{"a": 1, "b": 2}', True)):
+        assert fits("schema", {"type": "object", "minProperties": 2}, text) is sound
 
 
 def test_a_model_without_an_end_is_an_error() -> None:
