@@ -42,7 +42,8 @@ class Folder:
 def read_folder(path: Path) -> Folder:
     """Everything about a model, which is named by its file or its folder. Raises ModelNotFound, BadModelFile."""
     model = _model_file(path)
-    places = [model.parent, model.parent.parent] if model.parent.name == "onnx" else [model.parent]
+    home = model.absolute().parent  # of a file that is named in its own folder the parent has no name
+    places = [home, home.parent] if home.name == "onnx" else [home]
 
     def find(name: str) -> Path:
         return next((place / name for place in places if (place / name).is_file()), places[0] / name)

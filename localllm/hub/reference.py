@@ -84,9 +84,12 @@ def parse(text: str) -> Reference:
         raise UsageError(f"{text[:40]!r}... is not a model: it is {len(text)} characters long")
     path = local_path(text)
     folder, _, quant = text.rpartition(":")
-    if folder and re.fullmatch(_PART, quant) and not _exists(path) and _is_folder(local_path(folder)):
-        return LocalPath(local_path(folder), quant)
-    if text.startswith(("/", "./", "../", "~", ".\\", "..\\")) or _exists(path):
+    is_path = text.startswith(("/", "./", "../", "~", ".\\", "..\\"))
+    if folder and re.fullmatch(_PART, quant) and not _exists(path):
+        place = local_path(folder)
+        if _is_folder(place) and (is_path or _holds_models(place)):
+            return LocalPath(place, quant)
+    if is_path or _exists(path):
         return LocalPath(path)
     if (page := _page(text)) is not None:
         return _from_page(text, page)
@@ -174,6 +177,17 @@ def _from_page(text: str, page: str) -> HubReference:
 
 def _is_folder(path: Path) -> bool:
     return _exists(path) and path.is_dir()
+
+
+def _holds_models(folder: Path) -> bool:
+    """Whether a folder is one of models, and not only called as one of the catalogue."""
+    try:
+        return any(found for pattern in _MODELS for found in folder.glob(pattern))
+    except OSError:  # a folder that may not be read
+        return False
+
+
+_MODELS = ("*.gguf", "*.onnx", "onnx/*.onnx")
 
 
 def _exists(path: Path) -> bool:

@@ -252,8 +252,9 @@ def _hub_models_of(source: HubSource) -> Iterator[Installed]:
 def _of_path(path: Path) -> Installed:
     """A file of the user's own, with the shards that follow it, or the data and all else that belongs to it."""
     if path.suffix.lower() == ".onnx":
-        folder = path.parent.parent if path.parent.name == "onnx" else path.parent
-        found = [v for v in files.variants(_files_in(folder)) if folder / v.path == path]
+        whole = path.absolute()  # of a file that is named in its own folder the parent has no name
+        folder = whole.parent.parent if whole.parent.name == "onnx" else whole.parent
+        found = [v for v in files.variants(_files_in(folder)) if folder / v.path == whole]
         return _of_local(folder, found[0], str(path))
     beside = files.variants(files.RepoFile(p.name, p.stat().st_size) for p in path.parent.glob("*.gguf") if p.is_file())
     names = next(([f.path for f in v.files] for v in beside if v.path == path.name), [path.name])

@@ -36,6 +36,20 @@ def test_what_exists_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert parse("owner/repo") == LocalPath(Path("owner/repo"))
 
 
+def test_a_folder_called_as_a_model_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    (tmp_path / "smollm2" / "thesis.txt").touch()
+    assert parse("smollm2:135m") == ModelName("smollm2", "135m")
+    assert parse("./smollm2:q4") == LocalPath(Path("smollm2"), "q4")
+    for name in ("onnx/model_q4.onnx", "model.onnx", "model-Q4_0.gguf"):
+        place = tmp_path / "smollm2" / name
+        place.parent.mkdir(exist_ok=True)
+        place.touch()
+        assert parse("smollm2:q4") == LocalPath(Path("smollm2"), "q4"), name
+        place.unlink()
+
+
 @pytest.mark.parametrize(
     "text", ["a/b/c", "a/..", "../", "a b", "", "a:b:c", "a/b:", ":x", "a/b--c", "x" * 5000, "a\0b"]
 )
