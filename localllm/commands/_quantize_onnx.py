@@ -23,7 +23,9 @@ def is_onnx(source: str) -> bool:
     path = Path(source)
     if path.suffix.lower() == ".onnx":
         return True
-    return path.is_dir() and not any(path.glob("*.safetensors")) and any(map(path.glob, ("*.onnx", "onnx/*.onnx")))
+    if not path.is_dir() or any(path.glob("*.safetensors")):
+        return False
+    return any(found for pattern in ("*.onnx", "onnx/*.onnx") for found in path.glob(pattern))
 
 
 def quantize_onnx(source: Path, types: list[str], output: Path | None, *, force: bool, quiet: bool) -> None:
@@ -72,7 +74,8 @@ def _folder(model: Path, target: Path, kind: str, *, force: bool, quiet: bool) -
     from localllm.jobs.quantize_onnx import data_of
     from localllm.whole import replacing_folder
 
-    home = model.parent.parent if model.parent.name == "onnx" else model.parent
+    place = model.absolute().parent
+    home = place.parent if place.name == "onnx" else place
     kept = [path.relative_to(home) for path in _kept(home)]
     ours = {model.name, data_of(model).name, f"{model.name}.data", *(path.as_posix() for path in kept)}
     with replacing_folder(target, ours if force else ()) as folder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import fields
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +15,7 @@ from localllm.engines.onnx_graph import Interface, interface
 from localllm.engines.onnx_model import Limits, OnnxModel
 from localllm.engines.onnx_runner import RunFlag
 from localllm.engines.onnx_scorer import OnnxScorer
-from localllm.engines.onnx_session import open_session, runtime
+from localllm.engines.onnx_session import NOT_HERE, ignored, open_session, runtime
 from localllm.engines.onnx_tokenizer import JsonTokenizer
 from localllm.errors import OutOfMemory, UsageError
 from localllm.formats.onnx import Model, read_model
@@ -25,7 +24,7 @@ from localllm.text.template import ChatTemplate, template_source
 from localllm.types import EngineOptions, ModelDescription, Place
 
 _Kind = TypeVar("_Kind", bound=OnnxModel)
-_NOT_HERE = ("cache_type_k", "cache_type_v", "flash_attention", "mmap")
+_NOT_HERE = ("cache_type_k", "cache_type_v", *NOT_HERE)
 _SIZES = {"f32": 4, "f16": 2, "bf16": 2}
 
 
@@ -91,7 +90,7 @@ def _load(
         opened.session, face, opened.provider, limits, (folder.tokenizer, folder.settings, folder.ends),
         flag=RunFlag(), single=made is not None and made.last_only, description=describe(model, folder),
     )  # fmt: skip
-    return loaded, (*opened.notices, *_ignored(options))
+    return loaded, (*opened.notices, *ignored(options, _NOT_HERE))
 
 
 def describe(model: Model, folder: Folder) -> ModelDescription:
@@ -139,16 +138,6 @@ def _elements(shape: tuple[int, ...]) -> int:
     for size in shape:
         product *= size or 1
     return product
-
-
-def _ignored(options: EngineOptions) -> tuple[str, ...]:
-    """What was asked for and an ONNX model has its own way of."""
-    changed = [
-        f"--{f.name.replace('_', '-')}"
-        for f in fields(options)
-        if f.name in _NOT_HERE and getattr(options, f.name) != f.default
-    ]
-    return (f"{', '.join(changed)}: not for ONNX models, whose graph decides that",) if changed else ()
 
 
 def _is_chat_model(folder: Folder) -> bool:

@@ -18,7 +18,7 @@ from localllm.engines import providers
 from localllm.engines.interrupt import abort_on_interrupt
 from localllm.engines.onnx_folder import Folder, read_folder
 from localllm.engines.onnx_runner import RunFlag
-from localllm.engines.onnx_session import open_session, run_error, runtime
+from localllm.engines.onnx_session import ignored, open_session, run_error, runtime
 from localllm.engines.onnx_tokenizer import content_of, load_tokenizer, read_json
 from localllm.errors import BadModelFile
 from localllm.formats.onnx import Model, Value, read_model
@@ -58,7 +58,7 @@ class OnnxEncoder:
         wanted = "cpu" if options.gpu_layers == "0" else options.provider
         names = providers.to_try(wanted, runtime().get_available_providers())
         opened = open_session(model, None, names, options.threads or hardware.physical_cores())
-        self._session, self.notices = opened.session, opened.notices
+        self._session, self.notices = opened.session, (*opened.notices, *ignored(options))
         self.abort = RunFlag()
         self.limit = min(options.context or _NO_LIMIT, *self._limits())
 
@@ -110,7 +110,7 @@ class OnnxEmbedder(OnnxEncoder):
         self._notes: SentenceNotes = read_notes(folder.tokenizer.parent)
         super().__init__(folder, options, _vectors_of)
         self._pooled = len(self._output.shape) == 2
-        width = self._output.shape[-1]
+        width = self._output.shape[-1] if len(self._output.shape) in (2, 3) else None
         if not isinstance(width, int):
             raise BadModelFile(f"{folder.model} does not say how long its vectors are")
         self.dimensions = width

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from localllm.errors import BadModelFile
-from localllm.formats.onnx import Model, Value
+from localllm.formats.onnx import Model, Node, Value
 
 _IDS, _MASK, _POSITIONS = "input_ids", "attention_mask", "position_ids"
 _BRANCH = "use_cache_branch"
@@ -211,20 +211,25 @@ def _head_shape(model: Model, config: Mapping[str, Any], genai: Mapping[str, Any
         if node.operator == "GroupQueryAttention":
             attribute = node.attributes.get("kv_num_heads", 0)
             heads = heads or (attribute if isinstance(attribute, int) else 0)
-            if not width and len(node.inputs) > 7 and node.inputs[7] in model.tensors:
-                width = 2 * model.tensors[node.inputs[7]].shape[-1]
+            width = width or 2 * _table_of(model, node)[1]
             break
     return heads or queries, width
 
 
 def _table_length(model: Model) -> int:
     """Rows of the tables of cosines that attention looks its positions up in."""
-    rows = [
-        model.tensors[node.inputs[7]].shape[0]
-        for node in model.nodes
-        if node.operator == "GroupQueryAttention" and len(node.inputs) > 7 and node.inputs[7] in model.tensors
-    ]
-    return min(rows, default=0)
+    rows = [_table_of(model, node)[0] for node in model.nodes if node.operator == "GroupQueryAttention"]
+    return min(filter(None, rows), default=0)
+
+
+def _table_of(model: Model, node: Node) -> tuple[int, int]:
+    """Rows and columns of an attention's table of cosines, (0, 0) where it has none. Raises BadModelFile."""
+    table = model.tensors.get(node.inputs[7]) if len(node.inputs) > 7 else None
+    if table is None:
+        return 0, 0
+    if len(table.shape) != 2:
+        raise BadModelFile(f"{model.path}: its table {table.name[:80]!r} of rotary embeddings has not two dimensions")
+    return table.shape[0], table.shape[1]
 
 
 def _number(table: Mapping[str, Any], key: str) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,11 @@ from localllm.engines import providers
 from localllm.errors import BadModelFile, EngineError, LocalLLMError, OutOfMemory
 from localllm.formats.onnx import Model
 from localllm.formats.onnx_edit import Edited
+from localllm.types import EngineOptions
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _SILENT, _WARNING = 4, 2
+NOT_HERE = ("flash_attention", "mmap")  # options that any model has and a graph decides by itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,16 @@ def runtime() -> Any:
     except ImportError as error:
         raise EngineError(f"ONNX Runtime cannot be loaded: {error}", "pip install onnxruntime") from None
     return onnxruntime
+
+
+def ignored(options: EngineOptions, names: Sequence[str] = NOT_HERE) -> tuple[str, ...]:
+    """What of the options of these names was asked for, and an ONNX model has its own way of."""
+    changed = [
+        f"--{'no-' if getattr(options, f.name) is False else ''}{f.name.replace('_', '-')}"
+        for f in fields(options)
+        if f.name in names and getattr(options, f.name) != f.default
+    ]
+    return (f"{', '.join(changed)}: not for ONNX models, whose graph decides that",) if changed else ()
 
 
 def open_session(

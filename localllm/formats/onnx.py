@@ -142,6 +142,11 @@ _PACKED: dict[str, tuple[int | None, tuple[int, ...]]] = {
     "MatMulInteger": (None, (2, 3)),
 }
 
+_BINARY = {
+    "MatMul", "FusedMatMul", "MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "Gather",
+    "GatherBlockQuantized",
+}  # fmt: skip
+
 
 def _unpacked(node: Node, tensor: Tensor) -> int:
     if node.operator == "MatMulNBits":
@@ -280,6 +285,10 @@ class _Reader:
                 if value is not None:
                     attributes[name] = value
         operator, domain = "".join(found[4]), "".join(found[7])
+        if operator in _BINARY and len(found[1]) < 2:
+            raise ValueError(f"a node {operator} has {len(found[1])} inputs, and it takes two")
+        if operator in _PACKED and any(isinstance(attributes.get(name), str) for name in ("N", "K", "bits")):
+            raise ValueError(f"a node {operator} has text where its sizes belong")
         return Node(operator, domain, tuple(found[1]), tuple(found[2]), attributes)
 
     def _attribute(self, message: Field, depth: int) -> tuple[str, int | str | None]:

@@ -133,7 +133,9 @@ def _unfuse(graph: Any) -> None:
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         settings = {attribute.name: attribute.f or attribute.i for attribute in node.attribute}
-        if node.op_type != "FusedMatMul" or node.input[1] not in constants or settings not in _TRANSPOSED:
+        if node.op_type != "FusedMatMul" or len(node.input) < 2 or settings not in _TRANSPOSED:
+            continue
+        if node.input[1] not in constants:
             continue
         turned = f"{node.input[1]}/transposed"
         if turned not in constants:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localllm.commands._quantize_onnx import quantize_onnx
+from localllm.commands._quantize_onnx import is_onnx, quantize_onnx
 from localllm.convert.onnx import export
 from localllm.engines import open_embedder
 from localllm.types import EngineOptions
@@ -68,6 +68,16 @@ def test_how_vectors_are_pooled_is_kept(tmp_path: Path) -> None:
     with closing(open_embedder(folder, EngineOptions(threads=1), "mean")) as embedder:
         (mean,) = embedder.encode(embedder.tokenize_all(["the cat sat"]))
     assert found[0] @ found[1] > 0.99 > found[0] @ mean / np.linalg.norm(mean)
+
+
+def test_which_folders_are_onnx(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "pytorch_model.bin").touch()
+    assert is_onnx(str(folder)) and not is_onnx(str(tmp_path))
+    (tmp_path / "onnx" / "model.onnx").touch()
+    assert is_onnx(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
+    assert not is_onnx(str(tmp_path))
 
 
 def test_a_file(folder: Path, tmp_path: Path) -> None:

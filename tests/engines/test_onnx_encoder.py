@@ -18,6 +18,8 @@ from localllm.convert import gguf
 from localllm.engines import open_embedder
 from localllm.engines.onnx_encoder import pool
 from localllm.errors import BadModelFile, ModelNotFound
+from localllm.hub.reference import parse
+from localllm.hub.store import find
 from localllm.jobs.embed import embed
 from localllm.types import EngineOptions
 from tests.support import checkpoints, onnx_encoders
@@ -52,6 +54,23 @@ def test_the_layouts_people_have(place: str, tmp_path: Path) -> None:
         with closing(open_embedder(named, OPTIONS)) as embedder:
             (ids,) = embedder.tokenize_all(["the cat"])
             assert np.allclose(embedder.encode([ids])[0], vectors(ids)[0], atol=1e-6) and not embedder.notices
+
+
+def test_a_file_that_is_named_in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its tokenizer lies in the folder above, and the name of `.` is not `onnx`."""
+    onnx_encoders.write(onnx_encoders.beside(tmp_path) / "onnx" / "model.onnx", ALL[:2], "last_hidden_state")
+    monkeypatch.chdir(tmp_path / "onnx")
+    found = find(parse("model.onnx"))
+    assert found is not None and (found.name, found.folder) == ("model.onnx", tmp_path)
+    with closing(open_embedder(Path("model.onnx"), OPTIONS)) as embedder:
+        assert embedder.notices == (f"{tmp_path.name} notes no pooling: the mean is taken (--pooling)",)
+
+
+def test_options_that_a_graph_decides(tmp_path: Path) -> None:
+    onnx_encoders.write(onnx_encoders.beside(tmp_path) / "model.onnx", ALL[:2], "last_hidden_state")
+    options = EngineOptions(threads=1, flash_attention="on", mmap=False, cache_type_k="q8_0")
+    with closing(open_embedder(tmp_path, options, "mean")) as embedder:
+        assert embedder.notices == ("--flash-attention, --no-mmap: not for ONNX models, whose graph decides that",)
 
 
 def test_vectors_that_are_pooled_already(tmp_path: Path) -> None:
@@ -129,7 +148,13 @@ def test_models_that_are_no_encoders(tmp_path: Path) -> None:
     onnx_encoders.write(folder / "model.onnx", ALL[:2], "last_hidden_state", integers=TensorProto.FLOAT)
     with pytest.raises(BadModelFile, match="not two-dimensional, of whole numbers"):
         open_embedder(tmp_path, OPTIONS)
-    (folder / "model.onnx").unlink()
+    path = onnx_encoders.write(folder / "model.onnx", ALL[:2], "last_hidden_state")
+    model = onnx.load(path)
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadModelFile, match="does not say how long its vectors are"):
+        open_embedder(tmp_path, OPTIONS)
+    path.unlink()
     with pytest.raises(BadModelFile, match="a folder with no .onnx files"):
         open_embedder(tmp_path, OPTIONS)
     with pytest.raises(ModelNotFound, match="no such file"):

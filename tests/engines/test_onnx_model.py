@@ -218,7 +218,7 @@ def broken(folder: Path, how: str) -> Path:
             file.truncate(1 << 30)
     elif how == "config is a list":
         (folder / "config.json").write_text("[1]", encoding="utf-8")
-    elif how in ("shape", "no logits", "masked", "embeds", "encoder"):
+    elif how in ("shape", "scalar table", "no logits", "masked", "embeds", "encoder"):
         _edit(path, how)
     return path
 
@@ -230,6 +230,10 @@ def _edit(path: Path, how: str) -> None:
     if how == "shape":
         tensor = next(t for t in graph.initializer if list(t.dims) == [32, 32])
         tensor.dims[:] = [16, 64]
+    elif how == "scalar table":
+        node = next(n for n in graph.node if n.op_type == "GroupQueryAttention")
+        graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "table"))
+        node.input[7] = "table"
     elif how in names:
         graph.output[0].name = graph.node[-1].output[0] = names[how]
     elif how == "masked":
@@ -254,6 +258,7 @@ def _edit(path: Path, how: str) -> None:
         ("noise", "not a sound ONNX file"),
         ("opset", "newer than this ONNX Runtime"),
         ("shape", "cannot be loaded|could not evaluate"),
+        ("scalar table", "its table 'table' of rotary embeddings has not two dimensions"),
         ("no tokenizer", "has no tokenizer.json"),
         ("bad tokenizer", "is no tokenizer"),
         ("huge tokenizer", "more than any tokenizer"),

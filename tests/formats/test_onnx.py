@@ -194,6 +194,26 @@ def test_nesting_has_an_end(tmp_path: Path) -> None:
         read_model(path)
 
 
+@pytest.mark.parametrize(
+    ("operator", "inputs", "attributes", "message"),
+    [
+        ("MatMul", ["input_ids"], {}, "a node MatMul has 1 inputs"),
+        ("Gather", [], {}, "a node Gather has 0 inputs"),
+        ("MatMulNBits", ["input_ids"], {}, "a node MatMulNBits has 1 inputs"),
+        ("MatMulNBits", ["input_ids", "weight_0"], {"N": "many"}, "text where its sizes belong"),
+    ],
+)
+def test_nodes_that_lack_what_is_read(
+    tmp_path: Path, operator: str, inputs: list[str], attributes: dict[str, str], message: str
+) -> None:
+    path = tiny_onnx.write(tmp_path, "own")
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node(operator, inputs, ["more"], **attributes))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadModelFile, match=message):
+        read_model(path)
+
+
 def test_what_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFound):
         read_model(tmp_path / "none.onnx")
