@@ -137,9 +137,14 @@ class Conversation:
         self.tree, self.unanswered = Tree(), None
         return erased
 
-    def switch(self, engine: Engine, model: str, sampling: Sampling) -> None:
+    def switch(self, engine: Engine, model: str) -> None:
         """Go on with another model. Whoever opened the earlier engine closes it."""
-        self.engine, self.model, self.sampling = engine, model, sampling
+        self.engine, self.model = engine, model
+        self._save()
+
+    def instruct(self, system: str | None) -> None:
+        """Another system prompt, or none."""
+        self.system = system
         self._save()
 
     def compact(self) -> Chunks:

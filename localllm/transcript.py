@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -63,10 +64,10 @@ def read_object(found: Any) -> tuple[Record, Tree]:
         record = Record(
             str(found.get("id", "")), str(found.get("title", "")), str(found.get("model", "")),
             None if system is None else str(system), settings, tree.leaf,
-            float(found.get("created", 0)), float(found.get("updated", 0)), len(nodes),
+            _seconds(found, "created"), _seconds(found, "updated"), len(nodes),
         )  # fmt: skip
         tree.check()
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
         raise UsageError(
             f"this is no conversation that localllm wrote ({type(error).__name__}: {error})",
             "localllm history export --format json writes one",
@@ -115,8 +116,15 @@ def _node(found: Any) -> Node:
     files = tuple(Attachment(str(file["name"]), str(file["text"])) for file in found.get("attachments", ()))
     return Node(
         id, _id(found.get("parent")), _KINDS[found["kind"]], found["content"], str(found.get("thinking", "")),
-        str(found.get("model", "")), _id(found.get("first")), files, float(found.get("created", 0)),
+        str(found.get("model", "")), _id(found.get("first")), files, _seconds(found, "created"),
     )  # fmt: skip
+
+
+def _seconds(found: Any, name: str) -> float:
+    seconds = float(found.get(name, 0))
+    if not math.isfinite(seconds):  # which JSON writes as NaN and Infinity in Python alone, and SQLite as nothing
+        raise ValueError(f"{name} is no time")
+    return seconds
 
 
 def _name(id: int | None) -> str | None:

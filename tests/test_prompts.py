@@ -73,6 +73,7 @@ def test_ones_own_come_first_and_may_be_bare(own: Path) -> None:
         ("+++\n[parameters.to]\ndefualt = 'x'\n+++\n", "there is no key 'defualt'"),
         ("+++\n[parameters.to]\ndefault = 3\n+++\n", "are texts"),
         ("+++\n[parameters.input]\n+++\n", "no name of a parameter"),
+        ("+++\nsystem = 'About {{ input }}'\n+++\n", "belongs below"),
         ("+++\nparameters = 3\n+++\n", "table"),
         ("+++\n[options]\ntemperature = 'hot'\n+++\n", "not of type float"),
         ("+++\n[options]\ntemperature = -1\n+++\n", "below 0"),

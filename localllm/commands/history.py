@@ -37,7 +37,7 @@ def list_(
 
     records = _open().records()
     if as_json:
-        print(json.dumps([_object(record) for record in records], ensure_ascii=False, indent=1))
+        print(json.dumps([_object(record) for record in records], ensure_ascii=sys.stdout.isatty(), indent=1))
         return
     from localllm.ui.progress import say
     from localllm.ui.table import print_table
@@ -63,7 +63,7 @@ def search(
     hits = _open().search(" ".join(words))
     if as_json:
         found = [_object(hit.record) | {"kind": hit.kind, "excerpt": hit.excerpt} for hit in hits]
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+        print(json.dumps(found, ensure_ascii=sys.stdout.isatty(), indent=1))
         return
     from localllm.ui.progress import say
     from localllm.ui.table import print_table

@@ -53,7 +53,7 @@ def list_(as_json: JsonOption = False) -> None:
         except UsageError as error:
             found.append((name, None, f"(broken) {error}"))
     if as_json:
-        print(json.dumps([_object(*each) for each in found], ensure_ascii=False, indent=1))
+        print(json.dumps([_object(*each) for each in found], ensure_ascii=sys.stdout.isatty(), indent=1))
         return
     from localllm.ui.table import print_table
 

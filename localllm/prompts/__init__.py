@@ -204,6 +204,8 @@ def _check(prompt: Prompt) -> None:
     for match in _PLACE.finditer(prompt.system + prompt.text):
         if match[1] != INPUT and match[1] not in prompt.parameters:
             raise UsageError(f"{match[0]} is no parameter", "declare it in [parameters]")
+    if any(match[1] == INPUT for match in _PLACE.finditer(prompt.system)):
+        raise UsageError(f"{{{{{INPUT}}}}} stands in system; it belongs below the second {_FENCE}")
     for cls in _OPTIONS:
         build(cls, prompt.options)
     known = {name for cls in _OPTIONS for name in options(cls)}

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+import sys
 from pathlib import Path
 
 import pytest
 
+from localllm.commands import history as commands
 from localllm.conversation import Conversation
 from localllm.engines import open_engine
-from localllm.history import Recorder, open_history
+from localllm.history import Record, Recorder, open_history
 from localllm.transcript import as_object, read_object
+from localllm.tree import Node
 from localllm.types import EngineOptions, Limits, Sampling
 from tests.support.command import Terminal, localllm
 from tests.test_history import talk
@@ -89,6 +93,24 @@ def test_export_goes_on_past_what_cannot_be_read(data: Path) -> None:
     history.close()
 
 
+def test_nothing_that_was_said_moves_a_terminals_cursor(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = open_history(data / "history.db")
+    history.save(Record("ab", "\x9b2Jtitle", "m", leaf=1), [Node(1, None, "user", "\x9b2Jred\x1b[2J")])
+    controller, terminal = os.openpty()
+    with os.fdopen(terminal, "w", encoding="utf-8") as screen, os.fdopen(controller, "rb", buffering=0) as shown:
+        monkeypatch.setattr(sys, "stdout", screen)
+        commands.list_(as_json=True)
+        commands.search(["2Jred"], as_json=True)
+        commands.export(["ab"], "markdown", None, False)
+        commands.export(["ab"], "jsonl", None, False)
+        monkeypatch.undo()
+        print("the end", file=screen, flush=True)
+        text = ""
+        while "the end" not in text:
+            text += shown.read(1 << 16).decode()
+    assert text.count("2Jtitle") == 4 and text.count("2Jred") == 3 and not set("\x9b\x1b") & set(text)
+
+
 @pytest.mark.parametrize("words", [("show", "zz"), ("export", "zz"), ("rm", "zz", "--yes"), ("export", "-f", "pdf")])
 def test_one_line_for_what_is_not_there(data: Path, words: tuple[str, ...]) -> None:
     done = localllm("history", *words)
@@ -102,7 +124,8 @@ def test_one_line_for_what_is_not_there(data: Path, words: tuple[str, ...]) -> N
         {"messages": [], "leaf": "5"}, {"messages": [{"id": "1", "parent": "1", "kind": "user", "content": ""}]},
         {"messages": [{"id": "-1", "kind": "user", "content": ""}]}, {"messages": [{"id": "f" * 40, "kind": "user", "content": ""}]},
         {"messages": [{"id": "1", "parent": "2", "kind": "user", "content": ""}, {"id": "2", "parent": "1", "kind": "user", "content": ""}]},
-        {"messages": [], "settings": 3}, {"messages": [], "created": "soon"},
+        {"messages": [], "settings": 3}, {"messages": [], "created": "soon"}, {"messages": [], "created": 10**400},
+        {"messages": [{"id": "1", "kind": "user", "content": "", "created": float("nan")}]},
     ],
 )  # fmt: skip
 def test_what_is_no_conversation_is_refused(found: object) -> None:

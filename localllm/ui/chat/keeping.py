@@ -73,7 +73,17 @@ def ask(chat: Chat, question: str, files: list[str]) -> Answer:
     named = attach(files)
     for file in named:
         chat.console.print(visible(f"attached: {_described(file)}"), style="dim", markup=False)
-    return chat.conversation.ask(question, (*chat.take_pending(), *named))
+    return _asked(chat, question, named)
+
+
+def _asked(chat: Chat, question: str, named: tuple[Attachment, ...]) -> Answer:
+    """What was attached goes with the next question where this one is taken back."""
+    before, pending = chat.conversation.tree.leaf, chat.take_pending()
+    try:
+        yield from chat.conversation.ask(question, (*pending, *named))
+    finally:
+        if chat.conversation.tree.leaf == before:
+            chat.pending[:0] = pending
 
 
 def _save(chat: Chat, name: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ _PARTS: dict[type, str] = {
     EngineOptions: "Engine (a change loads the model again)",
     ChatOptions: "This chat",
 }
+_ASSIGNMENT = re.compile(r"([^\s=]+)(?:=|\s+)(.*)", re.DOTALL)  # the value may hold a = itself
 _LEVELS = ("minimal", "low", "medium", "high")
 
 
@@ -52,22 +54,27 @@ def reopen(chat: Chat, name: str, given: dict[str, Any]) -> None:
 
 
 def _take(chat: Chat, opened: Opened) -> None:
+    """The same model, loaded again, keeps the conversation's options, which may be those of a resumed one."""
+    conversation = chat.conversation
     chat.options, chat.path = opened.options, opened.path
-    chat.conversation.limits = opened.limits
-    chat.conversation.switch(opened.engine, opened.name, opened.sampling)
+    if opened.name != conversation.model:
+        conversation.sampling, conversation.limits = opened.sampling, opened.limits
+        conversation.reasoning = opened.reasoning
+    conversation.switch(opened.engine, opened.name)
 
 
 def _system(chat: Chat, text: str) -> str:
     if text:
-        chat.conversation.system = None if text == "none" else text
+        chat.conversation.instruct(None if text == "none" else text)
         chat.count_again()
     return f"System prompt: {chat.conversation.system or '(none)'}"
 
 
 def _set(chat: Chat, text: str) -> str:
-    name, _, value = text.replace("=", " ", 1).partition(" ")
-    if not name or not value.strip():
+    match = _ASSIGNMENT.match(text)
+    if match is None or not match[2].strip():
         raise UsageError("/set NAME VALUE, for example /set temperature 0.2 (/show lists the names)")
+    name, value = match.groups()
     part, option = _find(name)
     parsed = _default(option) if value.strip() == "none" else _read(option, value)
     given = {**chat.given, option.name: parsed}
@@ -98,8 +105,10 @@ def _think(chat: Chat, word: str) -> str:
         chat.display = replace(chat.display, show_thinking=word == "show")
     elif word in ("on", "off"):
         chat.conversation.reasoning = replace(reasoning, think=word == "on")
+        chat.given = {**chat.given, "think": word == "on"}
     elif word in _LEVELS:
         chat.conversation.reasoning = replace(reasoning, effort=word)
+        chat.given = {**chat.given, "effort": word}
     elif word:
         raise UsageError(f"/think {word}: show, hide, on, off, {', '.join(_LEVELS)}")
     reasoning = chat.conversation.reasoning
@@ -173,11 +182,11 @@ def _shown(value: Any) -> str:
 
 def _option_words(_: Chat, text: str) -> Candidates:
     """Names of options, and then their values."""
-    name, space, _value = text.replace("=", " ", 1).partition(" ")
-    if not space:
+    match = _ASSIGNMENT.match(text)
+    if match is None:
         return [(option.name, option.help) for _, option in settable()]
     try:
-        option = _find(name)[1]
+        option = _find(match[1])[1]
     except UsageError:
         return []
     words = option.choices or (("yes", "no") if option.type is bool else ())

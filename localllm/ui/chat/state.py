@@ -14,7 +14,7 @@ from localllm.conversation import Conversation
 from localllm.engines import kind_of
 from localllm.history import History
 from localllm.text.attachments import Attachment
-from localllm.types import ChatOptions, Engine, EngineOptions, Limits, Sampling, Usage
+from localllm.types import ChatOptions, Engine, EngineOptions, Limits, Reasoning, Sampling, Usage
 
 
 class Leave(Exception):
@@ -41,6 +41,9 @@ class Opened(Protocol):
 
     @property
     def limits(self) -> Limits: ...
+
+    @property
+    def reasoning(self) -> Reasoning: ...
 
 
 # A model's name and the options that were given, by name. Raises LocalLLMError.
