@@ -95,14 +95,14 @@ def test_export_goes_on_past_what_cannot_be_read(data: Path) -> None:
 
 def test_nothing_that_was_said_moves_a_terminals_cursor(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     history = open_history(data / "history.db")
-    history.save(Record("ab", "\x9b2Jtitle", "m", leaf=1), [Node(1, None, "user", "\x9b2Jred\x1b[2J")])
+    history.save(Record("xy", "\x9b2Jtitle", "m", leaf=1), [Node(1, None, "user", "\x9b2Jred\x1b[2J")])
     controller, terminal = os.openpty()
     with os.fdopen(terminal, "w", encoding="utf-8") as screen, os.fdopen(controller, "rb", buffering=0) as shown:
         monkeypatch.setattr(sys, "stdout", screen)
         commands.list_(as_json=True)
         commands.search(["2Jred"], as_json=True)
-        commands.export(["ab"], "markdown", None, False)
-        commands.export(["ab"], "jsonl", None, False)
+        commands.export(["xy"], "markdown", None, False)
+        commands.export(["xy"], "jsonl", None, False)
         monkeypatch.undo()
         print("the end", file=screen, flush=True)
         text = ""
