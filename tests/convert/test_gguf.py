@@ -363,14 +363,14 @@ def test_the_command(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("missing",), 1, "the catalogue has no missing"),
-        (("./missing",), 1, "no such folder: missing"),
+        (("missing",), 3, "the catalogue has no missing"),
+        (("./missing",), 3, "no such folder: missing"),
         (("{gguf}",), 1, "is a GGUF, not a checkpoint"),
         (("{folder}", "--dtype", "q4_0"), 2, "--dtype q4_0: the types are f32, f16, bf16, q8_0 and auto"),
-        (("{folder}", "--to", "onnx"), 2, "--to onnx"),
+        (("{folder}", "--to", "safetensors"), 2, "--to safetensors"),
         (("{folder}", "-o", "{folder}"), 2, "is not a regular file"),
         (("{folder}", "-o", "{folder}/no/such/x.gguf"), 2, "there is no folder"),
-        (("{empty}",), 1, "it has no config.json"),
+        (("{empty}",), 3, "it has no config.json"),
     ],
 )
 def test_wrong_words(words: tuple[str, ...], code: int, message: str, tmp_path: Path) -> None:
