@@ -65,7 +65,7 @@ class Group(TyperGroup):
         except errors.LocalLLMError as error:
             code = _report(error, error.hint, error.exit_code, debug)
         except typer.TyperException as error:
-            text = getattr(error, "format_message", error.__str__)()
+            text = getattr(error, "format_message", error.__str__)() or "one of its commands has to follow"
             code = _report(
                 error, f"{_command_path(error)} --help", getattr(error, "exit_code", errors.USAGE), debug, text
             )

@@ -52,5 +52,6 @@ def local_checkpoint(source: str) -> Path | None:
 
 def _is_gguf(source: str) -> BadModelFile:
     return BadModelFile(
-        f"{source} is a GGUF, not a checkpoint", "convert takes a folder with safetensors, or owner/repo"
+        f"{source} is a GGUF, not a checkpoint",
+        "convert takes a folder with safetensors, or owner/repo; --to onnx takes GGUFs too",
     )

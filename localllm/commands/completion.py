@@ -73,6 +73,7 @@ _EVERYWHERE = {
 }
 
 _OF_THOSE_HERE = {"rm", "verify", "export", "update"}
+_OF_PROMPTS = {"show", "path", "edit"}
 
 
 def completion(
@@ -156,6 +157,8 @@ def _values(parameter: Any) -> Iterator[tuple[str, str]]:
         from localllm.engines import ENGINES
 
         return ((name, "") for name in ENGINES)
+    if parameter.name == "prompt" and "-p" in parameter.opts:
+        return _prompts()
     return _models() if "MODEL" in (parameter.metavar or "") else iter(())
 
 
@@ -168,6 +171,8 @@ def _arguments(command: Any, operands: int) -> Iterator[tuple[str, str]]:
         from localllm.settings import all_options
 
         return ((name, option.help) for name, option in all_options().items())
+    if command.name in _OF_PROMPTS and [a.name for a in arguments] == ["name"] and not operands:
+        return _prompts()
     place = arguments[min(operands, len(arguments) - 1)] if arguments else None
     metavar = (place.metavar or "") if place is not None else ""
     again = place is not None and (operands < len(arguments) or metavar.endswith("..."))
@@ -197,6 +202,12 @@ def _models(*, only_here: bool = False) -> Iterator[tuple[str, str]]:
     for entry in () if only_here else catalogue.everything():
         if entry.name not in told:
             yield entry.name, _line(entry.title)
+
+
+def _prompts() -> Iterator[tuple[str, str]]:
+    from localllm import prompts
+
+    return ((name, "a prompt") for name in prompts.names())
 
 
 def _broken(word: str, breaks: str) -> int:

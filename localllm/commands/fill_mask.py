@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from localllm.commands._options import JsonOption, ModelOption, YesOption, with_options
-from localllm.errors import UsageError
+from localllm.errors import ModelNotFound, UsageError
 from localllm.types import EngineOptions
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def fill_mask(
     from localllm.settings import build, load_settings
 
     name, rest = split_model(words or [], model)
+    if name is None and len(rest) > 1:
+        raise ModelNotFound(f"no such model: {rest[0]}", "the first word names it, or -m")
     if name is None:
         raise UsageError(
             "fill-mask needs a masked language model",

@@ -46,6 +46,8 @@ LINES = (
     ("localllm run --flash-attention o", ["on", "off"]),
     ("localllm run 'a prompt' --top-", ["--top-k", "--top-p", "--top-n-sigma"]),
     ("localllm history exp", ["export"]),
+    ("localllm run -p transl", ["translate"]),
+    ("localllm prompts show transl", ["translate"]),
     ("localllm run hello smol", []),
 )
 
