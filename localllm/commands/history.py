@@ -91,7 +91,10 @@ def show(id: _IdArgument) -> None:
 @history.command()
 def export(
     ids: _IdsArgument = None,
-    form: Annotated[str, typer.Option("--format", "-f", help="markdown, json (every branch) or jsonl.")] = "markdown",
+    form: Annotated[
+        str,
+        typer.Option("--format", "-f", help="markdown, json (every branch) or jsonl; as the file is named without it."),
+    ] = "",
     output: Annotated[Optional[Path], typer.Option("--output", "-o", help="A file instead of stdout.")] = None,  # noqa: UP045
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
 ) -> None:
@@ -100,9 +103,10 @@ def export(
     from localllm.ui.render import visible
     from localllm.whole import replacing, require_target
 
-    form = {"md": "markdown"}.get(form, form)
+    form = form or (output.suffix.lower().removeprefix(".") if output else "")
+    form = {"md": "markdown", "": "markdown", "txt": "markdown"}.get(form, form)
     if form not in FORMATS:
-        raise UsageError(f"--format {form}: the formats are {', '.join(FORMATS)}")
+        raise UsageError(f"{form}: the formats are {', '.join(FORMATS)}", "--format names one")
     if output is not None:
         require_target(output, force=force)
     kept = _open()

@@ -9,11 +9,12 @@ from __future__ import annotations
 import codecs
 import glob
 import importlib.util
+import mimetypes
 import os
 import re
 import stat
 import subprocess
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,12 +49,21 @@ def attach(patterns: Iterable[str]) -> tuple[Attachment, ...]:
 
 def mentions(text: str) -> list[str]:
     """The names behind `@` in a message that are files, or globs that find some; anything else is only text."""
-    found = []
+    return [name for candidates in _mentioned(text) for name in [c for c in candidates if _finds(c)][:1]]
+
+
+def mistyped(text: str) -> list[str]:
+    """The names behind `@` that no file has, and that are nothing but a file's: by their ending, or a slash."""
+    lost = [candidates[-1] for candidates in _mentioned(text) if not any(map(_finds, candidates))]
+    return [name for name in lost if "/" in name or mimetypes.guess_type(name)[0]]
+
+
+def _mentioned(text: str) -> Iterator[list[str]]:
+    """What each `@` may name: a sentence may end behind a name."""
     for match in _MENTION.finditer(text):
-        # A sentence may end behind a name.
         candidates = [match[1]] if match[1] else [match[2], match[2].rstrip(".,;:!?)")]
-        found += [name for name in candidates if name and _finds(name)][:1]
-    return found
+        if found := [name for name in candidates if name]:
+            yield found
 
 
 def with_attachments(question: str, attachments: Sequence[Attachment]) -> str:

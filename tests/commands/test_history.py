@@ -65,6 +65,8 @@ def test_show_and_export(data: Path, tmp_path: Path) -> None:
     assert lines[1]["messages"][1]["content"] == "f.txt:\n```\nfile\n```\n\nWhat is a file?"
     target = tmp_path / "out.md"
     assert localllm("history", "export", oldest, "-o", str(target)).returncode == 0
+    assert localllm("history", "export", newest, "-o", str(target.with_suffix(".json"))).returncode == 0
+    assert json.loads(target.with_suffix(".json").read_text()) == whole
     assert target.read_text() == text and stat.S_IMODE(target.stat().st_mode) == 0o600
     assert "exists" in localllm("history", "export", oldest, "-o", str(target)).stderr
 

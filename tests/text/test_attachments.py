@@ -10,7 +10,7 @@ import pytest
 
 from localllm.errors import UsageError
 from localllm.text import attachments
-from localllm.text.attachments import Attachment, attach, mentions, with_attachments
+from localllm.text.attachments import Attachment, attach, mentions, mistyped, with_attachments
 
 
 def pdf(content: bytes, *, page: bytes = b"", extra: str = "") -> bytes:
@@ -101,6 +101,7 @@ def test_mentions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = 'See @a.txt, @"with space.md" and (@b.py) me@a.txt @nobody @*.py? @'
     assert mentions(text) == ["a.txt", "with space.md", "*.py"]
     assert mentions("@a\0b @" + "x" * 5000) == []
+    assert mistyped(text + " @none.txt, @no/such @a.txt @app.task @nobody") == ["none.txt", "no/such"]
 
 
 def test_fences_are_longer_than_what_they_hold() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from localllm import transcript
 from localllm.errors import UsageError
 from localllm.history import Record
-from localllm.text.attachments import Attachment, attach
+from localllm.text.attachments import Attachment, attach, mistyped
 from localllm.ui.chat import clipboard
 from localllm.ui.chat.command import Answer, Candidates, Command, Result
 from localllm.ui.chat.resume import take_over, take_up
@@ -71,6 +71,8 @@ def _described(file: Attachment) -> str:
 def ask(chat: Chat, question: str, files: list[str]) -> Answer:
     """Ask with what is attached, and with the files that were named behind an @. Raises UsageError."""
     named = attach(files)
+    for name in mistyped(question):
+        chat.console.print(visible(f"@{name}: there is no such file, so it is only text"), style="yellow", markup=False)
     for file in named:
         chat.console.print(visible(f"attached: {_described(file)}"), style="dim", markup=False)
     return _asked(chat, question, named)
