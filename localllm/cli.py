@@ -199,6 +199,8 @@ app.add_typer(config, name="config", rich_help_panel="Machine")
 def main() -> None:
     """Run the app on the command line's words; text is UTF-8 whatever the locale says."""
     end_on_termination()
+    if sys.stdin is None:  # closed, as by `<&-`: there is nothing to read
+        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY), encoding="utf-8")
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

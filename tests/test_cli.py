@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -88,6 +89,15 @@ def test_a_model_without_a_template_says_so(without_template: Path) -> None:
     done = localllm("run", "-m", str(without_template), "Once upon a time", *SHORT)
     assert done.returncode == 0
     assert one_line(done.stderr) == "localllm: the model has no chat template; completing the text as it stands\n"
+
+
+def test_a_closed_standard_input_has_nothing_to_read(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("Hi.", encoding="utf-8")
+    for words, code in ((["run", "x"], 0), (["chat"], 2), (["batch", "-"], 0)):
+        line = shlex.join([*COMMAND, *words, "--engine", "fake", "-m", str(tmp_path / "s")])
+        done = subprocess.run(["sh", "-c", f"{line} <&-"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (code, "Hi.\n" if words == ["run", "x"] else ""), done
+        assert "Error" not in done.stderr
 
 
 def test_output_is_utf8_in_any_locale(tmp_path: Path) -> None:

@@ -113,7 +113,8 @@ def _rows(model: str | None, everything: bool) -> list[tuple[str, Any, str]]:
     rows: list[tuple[str, Any, str]] = []
     if settings.model:
         rows.append(("model", settings.model, "LOCALLLM_MODEL" if os.environ.get("LOCALLLM_MODEL") else str(file)))
-    sections = {name: section for name, section in settings.models.items() if not model or name in _names(model)}
+    names = [name.lower() for name in _names(model)]
+    sections = {name: section for name, section in settings.models.items() if not model or name in names}
     for name, option in all_options().items():
         if name in settings.environment:
             rows.append((name, settings.environment[name], option.environment))

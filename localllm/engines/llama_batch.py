@@ -149,6 +149,7 @@ class SequenceView:
         self.is_special, self.spelled = model.is_special, model.spelled
         self.context = min(length, model.context)  # tokens that there is room for
         self.wanted: int | None = None  # the most tokens that the answer may have
+        self.fresh = False  # whether the next prompt is the first of a request
         self.waiting: list[int] = []
         self.held = self.output = 0
 
@@ -160,13 +161,14 @@ class SequenceView:
         self.waiting, self.held = [], 0
 
     def prefill(self, tokens: Sequence[int]) -> int:
-        """Raises ContextOverflow, and NeedsRoom where the answer might outgrow this cache and a longer one can be."""
+        """Raises ContextOverflow, and NeedsRoom where a new answer might outgrow this cache and a longer one can be."""
         full = self._model.context
         if len(tokens) >= full:
             raise ContextOverflow(len(tokens), full, self.trained_context)
         need = min(full, len(tokens) + (self.wanted or UNLIMITED))
-        if need > self.context:
+        if self.fresh and need > self.context:
             raise NeedsRoom(need)
+        self.fresh = False
         self.held = self._model.begin(self.number, tokens)
         self.waiting = list(tokens[self.held :])
         return self.held
@@ -175,7 +177,13 @@ class SequenceView:
         self.waiting.append(token)
 
     def shift(self, keep: int, discard: int) -> bool:
+        self.require_whole()
         return False  # it begins anew with what is to stay
+
+    def require_whole(self) -> None:
+        """Raises NeedsRoom where an answer without a limit has filled less than the context that it may have."""
+        if self.wanted is None and self.context < self._model.context:
+            raise NeedsRoom(self._model.context)
 
     def logits(self) -> NDArray[np.float32]:
         return self._model.logits()

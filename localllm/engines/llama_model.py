@@ -83,6 +83,7 @@ class LlamaModel(Vocabulary):
         self._adapters = [self._load_adapter(*_adapter(text)) for text in options.lora]
         self._adapter_names = [_adapter_name(*_adapter(text)) for text in options.lora]
         self.context = options.context or min(self.trained_context, fit.DEFAULT_CONTEXT)
+        self._longest = self.context  # that there is memory for, and that was asked for
 
     def open_context(self, length: int | None = None) -> None:
         """Make the context and its KV cache, `length` tokens long; without it, as long as `context` says.
@@ -170,7 +171,7 @@ class LlamaModel(Vocabulary):
             self.open_context()
         reused = self._rewind(tokens)
         if self.prefixes is not None and (
-            found := self.prefixes.find(tokens, self._state_settings(self.context), reused)
+            found := self.prefixes.find(tokens, self._state_settings(self.context), reused, self._longest - 1)
         ):
             reused = self._restore(found, tokens)
         # The last token alone, as it is when all the others are here already: llama.cpp rounds otherwise in a batch,

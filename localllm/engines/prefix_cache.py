@@ -63,8 +63,11 @@ class PrefixCache:
     def __init__(self, folder: Path, model: str, digest: Callable[[bool], str | None], limit: int) -> None:
         self._folder, self._model, self._digest, self._limit = folder, model, digest, limit
 
-    def find(self, tokens: Sequence[int], settings: str, reused: int) -> Prefix | None:
-        """What begins as `tokens` do for at least BLOCK tokens more than the `reused` that are here already."""
+    def find(self, tokens: Sequence[int], settings: str, reused: int, most: int) -> Prefix | None:
+        """What begins as `tokens` do for at least BLOCK tokens more than the `reused` that are here already.
+
+        It holds `most` tokens at most, for all of them must be taken up.
+        """
         if len(tokens) - reused <= BLOCK or (digest := self._digest(False)) is None:
             return None
         key = _key(digest, settings)
@@ -74,9 +77,9 @@ class PrefixCache:
             held = _read_tokens(path, key)
             if held is None:
                 path.unlink(missing_ok=True)
-            elif (same := _common(held, wanted)) >= reused + BLOCK:
-                candidates.append((same, path))
-        for _, path in sorted(candidates, reverse=True):
+            elif len(held) <= 4 * most and (same := _common(held, wanted)) >= reused + BLOCK:
+                candidates.append((-same, len(held), path))
+        for *_, path in sorted(candidates):
             if found := self._read(path, key):
                 with suppress(OSError):
                     os.utime(path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Generic
 
@@ -46,12 +46,20 @@ class Together:
         return _Run(self, iter(requests)).answers()
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer(Generic[Key]):
+    key: Key
+    request: Request
+    steps: Generator[Chunk | None, None, None]
+    chunks: list[Chunk] = field(default_factory=list)
+
+
 class _Run(Generic[Key]):
     def __init__(self, how: Together, source: Iterator[tuple[Key, Request]]) -> None:
         self._how, self._model, self._source = how, how.model, source
         self._held: deque[tuple[Key, Request]] = deque()  # taken from the source, and not begun
         self._free: list[SequenceView] = []
-        self._running: dict[SequenceView, tuple[Key, list[Chunk], Generator[Chunk | None, None, None]]] = {}
+        self._running: dict[SequenceView, _Answer[Key]] = {}
         self._room = 0  # tokens that a held request needs, where the caches are too short for it
 
     def answers(self) -> Generator[tuple[Key, Outcome], None, None]:
@@ -64,8 +72,8 @@ class _Run(Generic[Key]):
                     if self._running:
                         yield from self._step()
         finally:
-            for _, _, steps in self._running.values():
-                steps.close()
+            for answer in self._running.values():
+                answer.steps.close()
             self._running.clear()
 
     def _open(self) -> Generator[tuple[Key, Outcome], None, bool]:
@@ -99,14 +107,9 @@ class _Run(Generic[Key]):
 
     def _begin(self, view: SequenceView, key: Key, request: Request) -> Generator[tuple[Key, Outcome], None, bool]:
         """Whether the request runs in the view now; else it has failed, or is held back."""
-        view.wanted = request.limits.max_tokens
-        self._running[view] = key, [], self._how.engine.steps(request, view)
-        try:
-            yield from self._advance(view)
-        except NeedsRoom as needs:
-            del self._running[view]
-            self._held.append((key, request))
-            self._room = max(self._room, needs.tokens)
+        view.wanted, view.fresh = request.limits.max_tokens, True
+        self._running[view] = _Answer(key, request, self._how.engine.steps(request, view))
+        yield from self._advance(view)
         return view in self._running
 
     def _step(self) -> Generator[tuple[Key, Outcome], None, None]:
@@ -117,17 +120,24 @@ class _Run(Generic[Key]):
                 self._free.append(view)
 
     def _advance(self, view: SequenceView) -> Generator[tuple[Key, Outcome], None, None]:
-        """Go on to where the next logits are needed, or to the end."""
-        key, chunks, steps = self._running[view]
-        outcome: Outcome = chunks
+        """Go on to where the next logits are needed, or to the end; what needs longer caches is begun anew in them."""
+        answer = self._running[view]
+        outcome: Outcome = answer.chunks
         try:
-            for chunk in steps:
+            for chunk in answer.steps:
                 if chunk is None:
                     return
-                chunks.append(chunk)
+                answer.chunks.append(chunk)
+            if answer.chunks[-1].finish == "length":
+                view.require_whole()
         except UsageError:
             raise
         except LocalLLMError as error:
             outcome = error
+        except NeedsRoom as needs:
+            self._held.append((answer.key, answer.request))
+            self._room = max(self._room, needs.tokens)
+            del self._running[view]
+            return
         del self._running[view]
-        yield key, outcome
+        yield answer.key, outcome

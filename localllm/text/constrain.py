@@ -203,10 +203,11 @@ def _with_patterns(schema: Any) -> Any:
     found = {keyword: _inside(keyword, value) for keyword, value in schema.items()}
     if pattern := _FORMATS.get(str(found.get("format"))):
         del found["format"]
-        if "pattern" in found:
-            found["allOf"] = [*found.get("allOf", []), {"pattern": pattern}]
-        else:
+        others = found.get("allOf", [])
+        if "pattern" not in found:
             found["pattern"] = pattern
+        elif isinstance(others, list):  # else the schema is refused for it
+            found["allOf"] = [*others, {"pattern": pattern}]
     return found
 
 

@@ -52,6 +52,13 @@ def test_set_get_list_unset(file: Path) -> None:
     assert "context is not set, and has no default" in config("get", "context", code=1)
 
 
+def test_capitals_of_a_model(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text('[models."Org/Repo-GGUF"]\ntop_k = 7\n', encoding="utf-8")
+    for name in ("Org/Repo-GGUF", "org/repo-gguf"):
+        assert json.loads(config("list", "--json", "-m", name))["top_k"] == 7
+
+
 @pytest.mark.slow
 def test_a_value_is_checked_before_it_is_written(file: Path) -> None:
     for words, reason in (

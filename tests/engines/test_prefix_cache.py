@@ -21,6 +21,7 @@ from tests.support.command import localllm
 TOKENS = list(range(1000, 2000))
 STATE = memoryview(bytearray(os.urandom(5000)))
 GB = 10**9
+MOST = 4096
 
 
 def cache(folder: Path, digest: str | None = "ab" * 32, limit: int = GB) -> PrefixCache:
@@ -36,24 +37,29 @@ def test_the_longest_beginning_is_found(tmp_path: Path) -> None:
     kept = cache(tmp_path)
     kept.save(TOKENS[:400] + [1] * 100, "s", STATE)
     kept.save(TOKENS[:700] + [2] * 5, "s", memoryview(b"longer"))
-    found = kept.find(TOKENS, "s", 0)
+    found = kept.find(TOKENS, "s", 0, MOST)
     assert found is not None and list(found.tokens) == TOKENS[:700] + [2] * 5
     assert bytes(found.state) == b"longer"
-    found = kept.find([*TOKENS[:400], 1, 1, 1], "s", 0)
+    found = kept.find([*TOKENS[:400], 1, 1, 1], "s", 0, MOST)
     assert found is not None and bytes(found.state) == bytes(STATE)
+    for most, length in ((705, 705), (704, 500), (499, 0)):  # all of it must be taken up
+        found = kept.find(TOKENS, "s", 0, most)
+        assert (len(found.tokens) if found else 0) == length
+    found = kept.find([*TOKENS[:300], 3], "s", 0, MOST)  # both help as much: the shorter one
+    assert found is not None and len(found.tokens) == 500
 
 
 def test_what_is_not_found(tmp_path: Path) -> None:
     kept = cache(tmp_path)
     kept.save(TOKENS, "s", STATE)
-    assert kept.find([5, *TOKENS], "s", 0) is None
-    assert kept.find(TOKENS[:BLOCK], "s", 0) is None  # not worth it
-    assert kept.find(TOKENS, "s", len(TOKENS) - BLOCK + 1) is None  # nearly all of it is here
-    assert kept.find(TOKENS, "other settings", 0) is None
-    assert cache(tmp_path, "cd" * 32).find(TOKENS, "s", 0) is None
-    assert cache(tmp_path, None).find(TOKENS, "s", 0) is None
-    assert cache(tmp_path / "none").find(TOKENS, "s", 0) is None
-    assert kept.find(TOKENS, "s", 0) is not None
+    assert kept.find([5, *TOKENS], "s", 0, MOST) is None
+    assert kept.find(TOKENS[:BLOCK], "s", 0, MOST) is None  # not worth it
+    assert kept.find(TOKENS, "s", len(TOKENS) - BLOCK + 1, MOST) is None  # nearly all of it is here
+    assert kept.find(TOKENS, "other settings", 0, MOST) is None
+    assert cache(tmp_path, "cd" * 32).find(TOKENS, "s", 0, MOST) is None
+    assert cache(tmp_path, None).find(TOKENS, "s", 0, MOST) is None
+    assert cache(tmp_path / "none").find(TOKENS, "s", 0, MOST) is None
+    assert kept.find(TOKENS, "s", 0, MOST) is not None
 
 
 def test_only_the_user_can_read_it(tmp_path: Path) -> None:
@@ -79,10 +85,10 @@ def test_any_damage_is_discarded(tmp_path: Path) -> None:
     damaged += [whole[:40] + struct.pack("<I", 2**32 - 1) + whole[44:], b"\0" * len(whole)]
     for data in damaged:
         path.write_bytes(data)
-        assert kept.find(TOKENS, "s", 0) is None
+        assert kept.find(TOKENS, "s", 0, MOST) is None
         path.unlink(missing_ok=True)
     path.write_bytes(whole)
-    assert kept.find(TOKENS, "s", 0) is not None
+    assert kept.find(TOKENS, "s", 0, MOST) is not None
 
 
 def test_a_state_somebody_else_made_is_discarded(tmp_path: Path) -> None:
@@ -94,7 +100,7 @@ def test_a_state_somebody_else_made_is_discarded(tmp_path: Path) -> None:
     forged = theirs.read_bytes()
     for data in (forged, forged[:8] + hashlib.sha256(forged[40:]).digest() + forged[40:]):
         mine.write_bytes(data)
-        assert cache(tmp_path / "mine").find(TOKENS, "s", 0) is None
+        assert cache(tmp_path / "mine").find(TOKENS, "s", 0, MOST) is None
         assert not mine.exists()
 
 
@@ -105,11 +111,11 @@ def test_the_least_used_make_room(tmp_path: Path) -> None:
         kept.save(prompt, "s", STATE)
         newest = max(tmp_path.glob("*.kv"), key=lambda p: p.stat().st_mtime_ns)
         os.utime(newest, (age, age))
-    assert kept.find([*prompts[0], 9], "s", 0) is not None  # used just now
+    assert kept.find([*prompts[0], 9], "s", 0, MOST) is not None  # used just now
     kept.save(prompts[3], "s", memoryview(bytes(12_000)))
-    assert [kept.find([*p, 9], "s", 0) is not None for p in prompts] == [True, False, False, True]
+    assert [kept.find([*p, 9], "s", 0, MOST) is not None for p in prompts] == [True, False, False, True]
     kept.save([7] * 300, "s", memoryview(bytes(40_000)))  # more than there may be
-    assert [kept.find([*p, 9], "s", 0) is not None for p in prompts] == [True, False, False, True]
+    assert [kept.find([*p, 9], "s", 0, MOST) is not None for p in prompts] == [True, False, False, True]
     assert sum(e.size for e in entries(tmp_path)) == clear(tmp_path) > 0
     assert not list(tmp_path.glob("*.kv"))
 
@@ -152,6 +158,8 @@ def test_the_model_goes_on_from_what_is_kept(model_path: Path, tmp_path: Path) -
     _, usage = answer(model_path, tmp_path, "Who wrote this?", options)
     assert usage.prompt_tokens - 20 < usage.reused_tokens < usage.prompt_tokens
     assert len(list(tmp_path.glob("*.kv"))) == 1
+    tight = EngineOptions(threads=1, context=usage.prompt_tokens + 8)  # what is kept would not fit into it
+    assert answer(model_path, tmp_path, "Who wrote this?", tight, 2)[1].reused_tokens == 0
 
 
 def test_other_settings_and_damage_begin_cold(model_path: Path, tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from localllm.engines import open_engine, open_together
+from localllm.engines import llama_batch, open_engine, open_together
 from localllm.errors import ContextOverflow, UsageError
-from localllm.types import Chunk, EngineOptions, Limits, Message, Request, Sampling
+from localllm.types import Chunk, Constraint, EngineOptions, Limits, Message, Request, Sampling
 
 OPTIONS = EngineOptions(context=2048, threads=1)
 
@@ -68,6 +68,27 @@ def test_a_longer_one_gets_longer_caches_and_too_long_a_one_fails(model_path: Pa
     assert found["long"][-1].usage is not None and found["long"][-1].usage.prompt_tokens > 400
     assert text_of(found["last"]) == alone["sea"]
     assert {key: text_of(found[key]) for key in alone} == alone
+
+
+@pytest.mark.slow
+def test_an_answer_without_a_limit_has_the_whole_context(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is begun anew where the caches were made shorter; also where its beginning is then forgotten."""
+    monkeypatch.setattr(llama_batch, "UNLIMITED", 4)
+    options, told = EngineOptions(context=280, threads=1), (Message("user", "word " * 200),)
+    requests = {
+        "cut": Request(told, Sampling(temperature=0), Limits(ignore_eos=True)),
+        "shift": Request(told, Sampling(temperature=0), Limits(on_overflow="shift"), Constraint("regex", "[a-z]{120}")),
+    }
+    engine = open_engine("llama.cpp", model_path, options)
+    alone = list(engine.stream(requests["cut"]))
+    engine.close()
+    engine, answers = open_together("llama.cpp", model_path, options, 1)
+    found = dict(answers(requests.items()))
+    engine.close()
+    usage = alone[-1].usage
+    assert usage and usage.completion_tokens > 40
+    assert text_of(found["cut"]) == text_of(alone)
+    assert len(text_of(found["shift"])) == 120
 
 
 def test_settings_of_nonsense_end_all(model_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_other_forms(kind: ConstraintKind, form: str, good: list[str], bad: list
         ("regex", "(a"), ("regex", "a{3,2}"), ("regex", "(?<=a)b"),
         ("grammar", ""), ("grammar", "root ::= item"), ("grammar", "root := x"), ("grammar", 'root ::= "a'),
         ("grammar", "item ::= [a-z]"), ("grammar", "\0\x01"), ("grammar", "root ::= root"),
-        ("choice", "[]"),
+        ("choice", "[]"), ("schema", '{"format": "date", "pattern": "a", "allOf": true}'),
     ],
 )  # fmt: skip
 def test_forms_that_are_none(kind: ConstraintKind, form: str) -> None:
