@@ -134,7 +134,7 @@ def test_a_pipe_gets_the_bytes_and_a_terminal_what_is_visible(tmp_path: Path) ->
         (("run", "-m", "smollm2:9b", "Hi"), 3, r"the catalogue has no smollm2:9b \(of that family it has .*135m"),
         (("run", "-m", "smolm2:135m", "Hi"), 3, r"the catalogue has no smolm2:135m \(did you mean smollm2:135m"),
         (("run", "-m", "a b", "Hi"), 2, r"'a b' is not a model"),
-        (("run", "-m", "/etc", "Hi"), 1, r"/etc is a folder with no \.gguf files"),
+        (("run", "-m", "/etc", "Hi"), 1, r"/etc is a folder with no \.gguf and no \.onnx files"),
         (("run", "-m", "/dev/null", "Hi"), 1, r"/dev/null is not a regular file"),
         (("run",), 2, r"there is no prompt \(write it after the command, or pipe it in\)"),
         (("run", "Hi", "--nope"), 2, r"No such option: --nope .*localllm run --help"),
@@ -143,7 +143,7 @@ def test_a_pipe_gets_the_bytes_and_a_terminal_what_is_visible(tmp_path: Path) ->
         (("run", "Hi", "--top-k", "x"), 2, r"--top-k.*valid integer"),
         (("run", "Hi", "--template", "nonsense"), 2, r"--template nonsense: no such name .*chatml"),
         (("run", "Hi", "--gpu-layers", "some"), 2, r"--gpu-layers 'some' is not auto, all or a number"),
-        (("run", "Hi", "--engine", "steam"), 2, r"--engine steam: the engines are llama\.cpp, fake"),
+        (("run", "Hi", "--engine", "steam"), 2, r"--engine steam: the engines are auto, llama\.cpp, onnx, fake"),
         (("run", "Hi", "-c", "8"), 4, r"the prompt is \d+ tokens long and the context holds 8 \(--context \d+ would"),
         (("run", "Hi", "-c", "16000000"), 1, r"needs .* GiB for weights and .* for a context of 16000000; .* are free \(--context \d+ would fit"),
         (("run", "Hi", "--cache-type-v", "q4_0", "--flash-attention", "off"), 1, r"q4_0 needs flash attention"),
@@ -264,7 +264,8 @@ def test_a_full_disk_is_an_error() -> None:
 def test_a_model_that_is_not_here_is_not_fetched_unasked() -> None:
     from localllm.hub import catalogue
 
-    other = next(e for e in catalogue.everything() if e.name != "smollm2:135m")
+    unasked = (str(catalogue.DEFAULT_MODEL), str(catalogue.DEFAULT_EMBEDDER))
+    other = next(e for e in catalogue.everything() if e.name not in unasked)
     done = localllm("run", "-m", other.name, "Hi", LOCALLLM_OFFLINE="1")
     assert done.returncode == 3
     first, last = done.stderr.splitlines()
