@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, replace
 from localllm import overflow
 from localllm.errors import UsageError
 from localllm.history import Recorder
+from localllm.protocols import Engine
 from localllm.text.attachments import Attachment
 from localllm.tree import Node, Tree, messages
-from localllm.types import Chunk, Engine, Limits, Message, Reasoning, Request, Sampling
+from localllm.types import Chunk, Limits, Message, Reasoning, Request, Sampling
 
 Chunks = Generator[Chunk, None, None]
 

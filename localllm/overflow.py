@@ -12,8 +12,9 @@ from bisect import bisect_left
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 
+from localllm.protocols import Engine
 from localllm.tree import Node, Tree
-from localllm.types import Chunk, Engine, Limits, Reasoning, Request, Sampling
+from localllm.types import Chunk, Limits, Reasoning, Request, Sampling
 
 # A summary, and messages -> what the engine is asked.
 Asking = Callable[[str, Sequence[Node]], Request]

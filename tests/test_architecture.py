@@ -13,7 +13,7 @@ import localllm
 
 PACKAGE = Path(localllm.__file__).parent
 LAYERS = {
-    "errors": 0, "types": 0, "fields": 0, "settings": 0, "whole": 0, "signals": 0, "toml_lines": 0,
+    "errors": 0, "types": 0, "protocols": 0, "fields": 0, "settings": 0, "whole": 0, "signals": 0, "toml_lines": 0,
     "text": 1, "formats": 1, "hardware": 1, "shape": 1, "fit": 1,
     "hub": 2, "convert": 2, "engines": 2,
     "conversation": 3, "tree": 3, "overflow": 3, "history": 3, "transcript": 3, "prompts": 3, "jobs": 3,

@@ -12,7 +12,7 @@ from localllm.whole import replacing, require_target
 
 if TYPE_CHECKING:
     from localllm.jobs.attention import Attention, Combine
-    from localllm.types import TextModel
+    from localllm.protocols import TextModel
 
 FORMATS = (".html", ".svg", ".npz")
 MAX_PICTURE_TOKENS = 256

@@ -12,8 +12,9 @@ from typing import Any
 from localllm.commands._model import Model, resolve
 from localllm.engines import open_engine
 from localllm.errors import UsageError
+from localllm.protocols import Engine
 from localllm.settings import build, load_settings
-from localllm.types import CacheOptions, Engine, EngineOptions, Guessing, Limits, Reasoning, Sampling, Usage
+from localllm.types import CacheOptions, EngineOptions, Guessing, Limits, Reasoning, Sampling, Usage
 from localllm.ui.progress import say
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from localllm.commands._model import Model
     from localllm.jobs.batch import Progress, Recipe, Vectors
     from localllm.jobs.rows import Format, Row
-    from localllm.types import Answers, Embedder, Engine
+    from localllm.protocols import Answers, Embedder, Engine
 
 PathOption = Optional[Path]  # noqa: UP045  # typer reads it at run time on 3.10 too
 

@@ -18,16 +18,7 @@ from localllm.commands._options import (
     with_options,
 )
 from localllm.errors import UsageError
-from localllm.types import (
-    CacheOptions,
-    ChatOptions,
-    EngineOptions,
-    Guessing,
-    Keeping,
-    Limits,
-    Reasoning,
-    Sampling,
-)
+from localllm.types import CacheOptions, ChatOptions, EngineOptions, Guessing, Keeping, Limits, Reasoning, Sampling
 
 if TYPE_CHECKING:
     from localllm.commands._session import Session

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from localllm.jobs.prefixes import Purpose
-    from localllm.types import Embedder
+    from localllm.protocols import Embedder
     from localllm.ui.vectors import Format
 
 _MOST_COMPARED = 2000  # texts of one matrix of similarities

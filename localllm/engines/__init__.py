@@ -8,7 +8,8 @@ from typing import Any
 
 from localllm.errors import BadModelFile, UsageError
 from localllm.formats.sentence import POOLINGS
-from localllm.types import Answers, Embedder, Engine, EngineOptions, MaskedModel, Place
+from localllm.protocols import Answers, Embedder, Engine, MaskedModel, Place
+from localllm.types import EngineOptions
 
 # kind -> the module whose `open_model(path, options, single=...)` makes an Engine.
 ENGINES = {

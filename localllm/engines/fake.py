@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
 from localllm.engines.local import LocalEngine
 from localllm.errors import ContextOverflow, ModelNotFound
+from localllm.protocols import Mask
 from localllm.text.template import ChatTemplate, template_source
-from localllm.types import EngineOptions, Mask, Sampling
+from localllm.types import EngineOptions, Sampling
 
 if TYPE_CHECKING:
     import numpy as np

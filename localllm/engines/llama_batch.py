@@ -15,7 +15,8 @@ from localllm.engines.llama_chain import penalizes
 from localllm.engines.llama_model import BATCH, LlamaModel
 from localllm.engines.native import log
 from localllm.errors import ContextOverflow, EngineError
-from localllm.types import Mask, Sampling
+from localllm.protocols import Mask
+from localllm.types import Sampling
 
 if TYPE_CHECKING:
     import numpy as np

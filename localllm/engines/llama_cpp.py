@@ -16,8 +16,9 @@ from localllm.engines.vocabulary import VocabularyOnly
 from localllm.errors import EngineError, UsageError
 from localllm.formats.gguf import Header, read_header, read_model
 from localllm.formats.sentence import Pooling
+from localllm.protocols import Answers, Place
 from localllm.text.template import BUILT_IN, ChatTemplate, template_source
-from localllm.types import Answers, EngineOptions, Place
+from localllm.types import EngineOptions
 
 if TYPE_CHECKING:
     from localllm.engines.speculation import Draft

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from localllm.protocols import Mask
 from localllm.text.sampling import allowed_tokens
-from localllm.types import Mask
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -23,8 +23,9 @@ from localllm.engines.prefix_cache import BLOCK, Prefix, PrefixCache
 from localllm.engines.vocabulary import Vocabulary, keep_accents
 from localllm.errors import BadModelFile, ContextOverflow, EngineError
 from localllm.formats.gguf import TYPE_IDS, read_header
+from localllm.protocols import Mask, ModelDescription
 from localllm.text.biases import read_biases
-from localllm.types import EngineOptions, Mask, ModelDescription, Sampling
+from localllm.types import EngineOptions, Sampling
 
 if TYPE_CHECKING:
     import numpy as np

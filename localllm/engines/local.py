@@ -11,20 +11,11 @@ from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from localllm.protocols import Tokenizer, TokenModel
 from localllm.text.scores import token_scores
 from localllm.text.template import ChatTemplate
 from localllm.text.thinking import AnswerStream, Piece, tags_of
-from localllm.types import (
-    Chunk,
-    Constraint,
-    Finish,
-    Message,
-    Reasoning,
-    Request,
-    Tokenizer,
-    TokenModel,
-    Usage,
-)
+from localllm.types import Chunk, Constraint, Finish, Message, Reasoning, Request, Usage
 
 if TYPE_CHECKING:
     from localllm.engines.speculation import Draft, Pace, Speculation

@@ -20,8 +20,9 @@ from localllm.engines.onnx_tokenizer import JsonTokenizer
 from localllm.errors import OutOfMemory, UsageError
 from localllm.formats.onnx import Model, read_model
 from localllm.formats.onnx_edit import edited
+from localllm.protocols import ModelDescription, Place
 from localllm.text.template import ChatTemplate, template_source
-from localllm.types import EngineOptions, ModelDescription, Place
+from localllm.types import EngineOptions
 
 _Kind = TypeVar("_Kind", bound=OnnxModel)
 _NOT_HERE = ("cache_type_k", "cache_type_v", *NOT_HERE)

@@ -17,9 +17,10 @@ from localllm.engines.onnx_graph import Interface
 from localllm.engines.onnx_runner import Floats, RunFlag, Runner
 from localllm.engines.onnx_tokenizer import JsonTokenizer
 from localllm.errors import ContextOverflow
+from localllm.protocols import Mask, ModelDescription
 from localllm.text.biases import read_biases
 from localllm.text.sampling import Breakers, Sampler, find_breakers
-from localllm.types import Mask, ModelDescription, Sampling
+from localllm.types import Sampling
 
 CHUNK = 256  # tokens of a prompt at once: with 512, attention computes more that its mask throws away
 

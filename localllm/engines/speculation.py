@@ -19,7 +19,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import Protocol
 
-from localllm.types import Sampling, TokenModel
+from localllm.protocols import TokenModel
+from localllm.types import Sampling
 
 SIZES = (2, 3, 4, 6, 8, 12, 16)  # tokens that are evaluated at once: the one that is known, and the guessed ones
 _GRAM = 3  # tokens that must have been there before; two say too little

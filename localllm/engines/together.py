@@ -15,7 +15,8 @@ from typing import Generic
 from localllm.engines.llama_batch import NeedsRoom, Sequences, SequenceView
 from localllm.engines.local import LocalEngine
 from localllm.errors import LocalLLMError, UsageError
-from localllm.types import Chunk, Engine, Key, Request
+from localllm.protocols import Engine, Key
+from localllm.types import Chunk, Request
 
 Outcome = list[Chunk] | LocalLLMError
 MOST = 64  # sequences; more gained nothing where it was measured

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from localllm.engines.observer import F32, Observer
 from localllm.errors import EngineError, LocalLLMError, UsageError
-from localllm.types import TextModel
+from localllm.protocols import TextModel
 
 if TYPE_CHECKING:
     import numpy as np

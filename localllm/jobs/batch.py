@@ -15,7 +15,8 @@ from typing import Any
 from localllm.errors import ContextOverflow, LocalLLMError, UsageError
 from localllm.jobs.embed_rows import Vector
 from localllm.jobs.rows import Errors, Output, Row, key_of, pending
-from localllm.types import Answers, Chunk, Constraint, Kind, Limits, Message, Reasoning, Request, Sampling
+from localllm.protocols import Answers
+from localllm.types import Chunk, Constraint, Kind, Limits, Message, Reasoning, Request, Sampling
 
 _FIELD = re.compile(r"\{\{([^{}\n]+)\}\}|\{([^{}\n\"']+)\}")
 _ROLES = ("system", "user", "assistant")

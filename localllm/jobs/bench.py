@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from localllm.types import TokenModel
+from localllm.protocols import TokenModel
 
 
 @dataclass(frozen=True, slots=True)

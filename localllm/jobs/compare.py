@@ -20,7 +20,7 @@ from localllm.jobs.explain import (
     explain,
     step,
 )
-from localllm.types import TextModel
+from localllm.protocols import TextModel
 
 PART_BITS = 1.0  # surprisal by which two models part that cannot be compared token by token
 

@@ -15,7 +15,7 @@ from localllm.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from localllm.types import Embedder
+    from localllm.protocols import Embedder
 
 Report = Callable[[int], None]
 WINDOW = 2048  # texts that are sorted together, and held at once

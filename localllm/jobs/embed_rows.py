@@ -8,7 +8,8 @@ from itertools import islice
 
 from localllm.errors import ContextOverflow, LocalLLMError
 from localllm.jobs.embed import embed
-from localllm.types import Embedder, Key, Request
+from localllm.protocols import Embedder, Key
+from localllm.types import Request
 
 WINDOW = 256  # texts that are sorted by length together, and lost together when the process is killed
 

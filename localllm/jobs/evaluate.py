@@ -20,7 +20,7 @@ from localllm.errors import UsageError
 if TYPE_CHECKING:
     import numpy as np
 
-    from localllm.types import SequenceModel
+    from localllm.protocols import SequenceModel
 
 Report = Callable[[int, int], None]
 _ROWS = 8  # positions whose logits are worked on at once

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 from localllm import hardware
 from localllm.errors import ContextOverflow, UsageError
 from localllm.jobs.evaluate import divergence, log_probabilities
-from localllm.types import Sampling, TextModel
+from localllm.protocols import TextModel
+from localllm.types import Sampling
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from localllm.errors import UsageError
 
 if TYPE_CHECKING:
-    from localllm.types import MaskedModel
+    from localllm.protocols import MaskedModel
 
 MASKS = ("[MASK]", "<mask>")  # as people write it, whatever the model's own is
 

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from localllm.errors import EngineError, UsageError
-from localllm.types import Constraint, TokenModel
+from localllm.protocols import TokenModel
+from localllm.types import Constraint
 
 # Space between the parts of a JSON text: one blank, or a new line with its indentation. A small model could otherwise
 # write blanks until its limit.

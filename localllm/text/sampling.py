@@ -20,7 +20,8 @@ import numpy as np
 import numpy.typing as npt
 
 from localllm.errors import EngineError
-from localllm.types import Mask, Sampling
+from localllm.protocols import Mask
+from localllm.types import Sampling
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]

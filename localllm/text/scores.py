@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from localllm.types import Scores, TokenModel, TokenScore
+from localllm.protocols import TokenModel
+from localllm.types import Scores, TokenScore
 
 
 def token_scores(model: TokenModel, chosen: int, count: int) -> Scores:

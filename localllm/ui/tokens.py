@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from localllm.types import Tokenizer
+from localllm.protocols import Tokenizer
 from localllm.ui.render import visible
 from localllm.ui.table import print_table
 

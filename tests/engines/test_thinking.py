@@ -12,8 +12,9 @@ from localllm.conversation import Conversation
 from localllm.engines import open_engine
 from localllm.engines.fake import END, FakeModel
 from localllm.engines.local import LocalEngine
+from localllm.protocols import Mask
 from localllm.text.template import ChatTemplate
-from localllm.types import Chunk, EngineOptions, Limits, Mask, Message, Reasoning, Request, Sampling
+from localllm.types import Chunk, EngineOptions, Limits, Message, Reasoning, Request, Sampling
 
 QWEN = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}<|im_end|>\n{% endfor %}"

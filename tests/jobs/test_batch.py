@@ -16,7 +16,8 @@ from localllm.convert.onnx import export
 from localllm.errors import LocalLLMError
 from localllm.jobs.batch import Batch, Recipe, fill
 from localllm.jobs.rows import Errors, Output, Row
-from localllm.types import Chunk, Key, Limits, Message, Request, Sampling, Usage
+from localllm.protocols import Key
+from localllm.types import Chunk, Limits, Message, Request, Sampling, Usage
 from tests.support import masked
 from tests.support.command import COMMAND, Terminal, localllm
 

@@ -13,8 +13,9 @@ from rich.console import Console
 from localllm.conversation import Conversation
 from localllm.engines import kind_of
 from localllm.history import History
+from localllm.protocols import Engine
 from localllm.text.attachments import Attachment
-from localllm.types import ChatOptions, Engine, EngineOptions, Limits, Reasoning, Sampling, Usage
+from localllm.types import ChatOptions, EngineOptions, Limits, Reasoning, Sampling, Usage
 
 
 class Leave(Exception):

@@ -15,11 +15,12 @@ from localllm.conversation import Conversation
 from localllm.engines import open_engine
 from localllm.errors import ContextOverflow, UsageError
 from localllm.history import History, Record, open_history
+from localllm.protocols import Engine
 from localllm.settings import build
 from localllm.text.attachments import Attachment
 from localllm.transcript import as_object, read_object
 from localllm.tree import Tree
-from localllm.types import ChatOptions, Engine, EngineOptions, Limits, Reasoning, Sampling
+from localllm.types import ChatOptions, EngineOptions, Limits, Reasoning, Sampling
 from localllm.ui.chat import keeping, table
 from localllm.ui.chat.resume import take_over, take_up
 from localllm.ui.chat.setting import COMMANDS as SETTING
