@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 
+from localllm.engines.llama_chain import links
 from localllm.engines.llama_masked import masked_draw
 from localllm.engines.llama_model import LlamaModel
 from localllm.errors import EngineError
@@ -40,7 +41,8 @@ def native_choices(model: LlamaModel, sampling: Sampling, history: list[int], lo
     """What llama.cpp's chain chooses of the same logits again and again."""
     api = model._llama
     chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-    for link in model._chain(sampling, False):
+    biases = read_biases(sampling.logit_bias, model.vocabulary_size)
+    for link in links(api, model._vocabulary, model.vocabulary_size, model.context, sampling, biases):
         api.llama_sampler_chain_add(chain, link)
     for token in history:
         api.llama_sampler_accept(chain, token)
@@ -151,7 +153,8 @@ def test_under_a_mask_the_tokens_are_those_of_llama_cpp(
     for tokens, logits in evaluated:
         bits = np.random.RandomState(len(tokens)).randint(0, 256, -(-len(logits) // 8)).astype(np.uint8).tobytes()
         chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
-        for link in model._chain(sampling, False):
+        biases = read_biases(sampling.logit_bias, model.vocabulary_size)
+        for link in links(api, model._vocabulary, model.vocabulary_size, model.context, sampling, biases):
             api.llama_sampler_chain_add(chain, link)
         for token in tokens:
             api.llama_sampler_accept(chain, token)

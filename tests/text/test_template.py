@@ -64,12 +64,12 @@ BOMBS = {
 def test_bombs_end_in_time(source: str) -> None:
     template = ChatTemplate("{{ messages[0].content }}")
     template.render((Message("user", "warm"),), {})  # the start of a process is not what is bounded
-    template._source = source
+    template.source = source
     started = time.monotonic()
     with pytest.raises(TemplateError):
         template.render((Message("user", "hi"),), {})
     assert time.monotonic() - started < 2.0
-    template._source = "{{ messages[0].content }}"
+    template.source = "{{ messages[0].content }}"
     assert template.render((Message("user", "still here"),), {}) == "still here"
     template.close()
 
