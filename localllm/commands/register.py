@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 def register(
     path: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Argument(metavar="PATH", help="A .gguf file, or a folder with such files anywhere below."),
+        Optional[str],  # noqa: UP045
+        typer.Argument(
+            metavar="PATH",
+            help="A .gguf or .onnx file, or a folder with such anywhere below; FOLDER:QUANT takes one of several.",
+        ),
     ] = None,
     ollama: Annotated[bool, typer.Option("--ollama", help="What Ollama has.")] = False,
     lmstudio: Annotated[bool, typer.Option("--lmstudio", help="What LM Studio has.")] = False,
@@ -31,7 +34,7 @@ def register(
 
     from localllm.errors import LocalLLMError
     from localllm.hub import foreign, keep
-    from localllm.hub.reference import local_path
+    from localllm.hub.reference import local_place
     from localllm.ui.progress import say
 
     if (path is not None) + ollama + lmstudio != 1:
@@ -42,7 +45,8 @@ def register(
         found = _search(foreign.lmstudio_folders(), foreign.in_lmstudio)
     else:
         assert path is not None
-        found = _search([local_path(str(path))], foreign.in_folder)
+        place = local_place(path)
+        found = _search([place.path], lambda folder: foreign.in_folder(folder, place.quant), place.quant)
     if name and len(found) != 1:
         raise UsageError(f"--name is for one model, and there are {len(found)}")
     rows = []
@@ -69,7 +73,9 @@ def register(
         say(f'localllm run {rows[0][0]} "..." runs {"it" if len(rows) == 1 else "the first"}')
 
 
-def _search(folders: list[Path], search: Callable[[Path], Iterator[Foreign | Skipped]]) -> list[Foreign]:
+def _search(
+    folders: list[Path], search: Callable[[Path], Iterator[Foreign | Skipped]], quant: str = ""
+) -> list[Foreign]:
     """What the first folder that holds anything holds; what cannot be used is told on stderr."""
     from localllm.hub.foreign import Foreign
     from localllm.ui.progress import say
@@ -84,7 +90,8 @@ def _search(folders: list[Path], search: Callable[[Path], Iterator[Foreign | Ski
         if found:
             break
     if not found:
-        raise ModelNotFound(f"no model was found in {', '.join(map(str, folders))}", "name the folder that holds them")
+        what = f"no {quant or 'model'} was found in {', '.join(map(str, folders))}"
+        raise ModelNotFound(what, "name the folder that holds them")
     return found
 
 

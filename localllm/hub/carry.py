@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from localllm.errors import BadModelFile, ChecksumMismatch, UsageError
+from localllm.formats import onnx
 from localllm.formats.gguf import read_header, read_model
 from localllm.hub import catalogue, local, store
 from localllm.hub.download import BLOCK, Event, Report, disk_error
@@ -92,6 +93,8 @@ def import_tar(source: IO[bytes], name: str, report: Report, *, force: bool) -> 
                 read_model(folder / manifest.files[0].path)
                 for more in (f.path for f in manifest.files[1:] if f.path.lower().endswith(".gguf")):
                     read_header(folder / more)
+            elif manifest.format == "onnx":
+                onnx.read_model(folder / manifest.files[0].path)
             local.write_manifest(folder, manifest)
     return manifest, True
 

@@ -99,6 +99,11 @@ def is_safe(path: str) -> bool:
 _RESERVED = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"} | {f"{p}{i}" for p in ("COM", "LPT") for i in range(10)}
 
 
+def is_companion(name: str) -> bool:
+    """Whether a file of this name belongs to a model and holds none of its weights."""
+    return bool(_COMPANIONS.fullmatch(name) or _CHECKPOINT.fullmatch(name))
+
+
 def quantization(path: str) -> str:
     """The quantization type that a file's name tells, in upper case, or ""; a folder's name is asked last."""
     stem = _SHARD.sub(r"\g<stem>", path)

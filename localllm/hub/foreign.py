@@ -2,7 +2,7 @@
 
 Ollama keeps `manifests/<host>/<namespace>/<model>/<tag>` (JSON, after the OCI image manifest) and `blobs/sha256-<hex>`;
 LM Studio keeps `publisher/repository/file.gguf`. What is found is believed only after a look: a digest must be one, a
-size the file's, and the file a sound GGUF.
+size the file's, and the file a sound GGUF, or a sound ONNX graph with all that belongs to it in its own folder.
 """
 
 from __future__ import annotations
@@ -11,16 +11,18 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localllm.errors import LocalLLMError, UsageError
+from localllm.errors import BadModelFile, LocalLLMError, UsageError
+from localllm.formats import onnx
 from localllm.formats.gguf import read_header, read_model
-from localllm.hub.files import RepoFile, quantization, variants
+from localllm.hub.files import Format, RepoFile, Variant, quantization, select, variants
 from localllm.hub.local import ManifestFile
 from localllm.hub.reference import parse_name
+from localllm.hub.store import files_in, home_of
 
 MAX_ENTRIES = 10_000
 MAX_MANIFEST = 1 << 20  # bytes
@@ -29,12 +31,22 @@ _MODEL, _PROJECTOR, _ADAPTER = (f"application/vnd.ollama.image.{kind}" for kind 
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """A model of somebody else's: the name it should get, its files (what is opened first), and where it is from."""
+    """A model of somebody else's: the name it should get, its files (what is opened first), and where it is from.
+
+    `home` is the folder below which an ONNX model's files keep their names, for one finds the other by them.
+    """
 
     name: str
     quant: str
     files: tuple[ManifestFile, ...]
     owner: str
+    format: Format = "gguf"
+    home: Path | None = None
+
+    def kept_as(self, file: ManifestFile) -> str:
+        """The name that a copy of a file gets in the model's folder."""
+        path = Path(file.path)
+        return path.relative_to(self.home).as_posix() if self.home else path.with_suffix(".gguf").name
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,20 +128,32 @@ def in_lmstudio(root: Path) -> Iterator[Foreign | Skipped]:
         yield from _in_folder(folder, "LM Studio", folder.name)
 
 
-def in_folder(root: Path) -> Iterator[Foreign | Skipped]:
-    """The models below a folder of the user's own, or the one that a file is: named after their files."""
+def in_folder(root: Path, quant: str = "") -> Iterator[Foreign | Skipped]:
+    """The models below a folder of the user's own, of one quantization or all, or the one that a file is.
+
+    GGUF models are named after their files, ONNX models after their folders.
+    """
     if root.is_file():
-        yield from _in_folder(root.parent, "", "", root.name)
+        if root.suffix.lower() == ".onnx":
+            yield from _in_onnx_folder(home_of(root), "", root.absolute())
+        else:
+            yield from _in_folder(root.parent, "", "", root.name)
         return
-    for folder in sorted({path.parent for path in _walk(root) if path.suffix.lower() == ".gguf"}):
-        yield from _in_folder(folder, "", "")
+    paths = list(_walk(root))
+    for folder in sorted({path.parent for path in paths if path.suffix.lower() == ".gguf"}):
+        yield from _in_folder(folder, "", "", quant=quant)
+    for folder in sorted({home_of(path) for path in paths if path.suffix.lower() == ".onnx"}):
+        yield from _in_onnx_folder(folder, quant)
 
 
-def _in_folder(folder: Path, owner: str, repository: str, only: str = "") -> Iterator[Foreign | Skipped]:
+def _in_folder(
+    folder: Path, owner: str, repository: str, only: str = "", *, quant: str = ""
+) -> Iterator[Foreign | Skipped]:
     """The models in one folder; where `only` is given, the one that begins with that file."""
     sizes = {path.name: path.stat().st_size for path in folder.iterdir() if path.is_file()}
-    for variant in variants(RepoFile(name, size) for name, size in sizes.items()):
-        if variant.format != "gguf" or (only and variant.path != only):
+    found = _of_format("gguf", (RepoFile(name, size) for name, size in sizes.items()))
+    for variant in select(found, quant, "") if quant else found:
+        if only and variant.path != only:
             continue
         path = folder / variant.path
         projectors = [f for f in variant.companions if f.path.lower().endswith(".gguf")]
@@ -148,6 +172,44 @@ def _in_folder(folder: Path, owner: str, repository: str, only: str = "") -> Ite
         yield Foreign(name, quant, files, owner)
 
 
+def _of_format(format: Format, files: Iterable[RepoFile]) -> list[Variant]:
+    return [variant for variant in variants(files) if variant.format == format]
+
+
+def _in_onnx_folder(home: Path, quant: str, only: Path | None = None) -> Iterator[Foreign | Skipped]:
+    """The ONNX models of a folder and of its folder `onnx`, each with its data, configuration and tokenizer.
+
+    Several in one folder get their quantization behind the name, as in `folder:q4`.
+    """
+    found = _of_format("onnx", files_in(home))
+    for variant in select(found, quant, "") if quant else found:
+        path = home / variant.path
+        if only not in (None, path):
+            continue
+        try:
+            model = onnx.read_model(path)
+            beside = [home / file.path for file in variant.companions]
+            paths = [path, *model.external, *(p for p in beside if p not in model.external)]
+            _require_inside(home, paths)
+            type_ = variant.quant if variant.quant not in ("", "f32") else model.kind  # `model.onnx` holds any type
+            name = clean_name(home.name, type_ if len(found) > 1 else "")
+        except LocalLLMError as error:
+            yield Skipped(path, str(error))
+            continue
+        yield Foreign(name, type_, tuple(map(_in_place, paths)), "", "onnx", home)
+
+
+def _require_inside(home: Path, paths: Iterable[Path]) -> None:
+    """Raise BadModelFile where a file is a link out of a folder. In the Hub's cache they lead to the blobs there."""
+    real = home.resolve()
+    places = [real, *([real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [])]
+    for path in paths:
+        if not any(path.resolve().is_relative_to(place) for place in places):
+            raise BadModelFile(
+                f"{path} is a link out of the model's folder", "copy the file there, if you trust where it comes from"
+            )
+
+
 def _in_place(path: Path) -> ManifestFile:
     status = path.stat()
     return ManifestFile(str(path.absolute()), status.st_size, "", status.st_mtime_ns)
@@ -155,8 +217,8 @@ def _in_place(path: Path) -> ManifestFile:
 
 def clean_name(family: str, tag: str) -> str:
     """A name in the shape that names have, of what others call a model; "model" where nothing of it is left."""
-    # What ends in .gguf would always be read as a file.
-    parts = [re.sub(r"(\.gguf)+$", "", part.lower())[:80] for part in (family, tag)]
+    # What ends in .gguf or .onnx would always be read as a file.
+    parts = [re.sub(r"(\.(gguf|onnx))+$", "", part.lower())[:80] for part in (family, tag)]
     clean = [re.sub(r"[^a-z0-9_.-]+|\.\.+", "-", part).lstrip("-.").rstrip("-._") for part in parts]
     return str(parse_name(":".join(part for part in (clean[0] or "model", clean[1]) if part)))
 

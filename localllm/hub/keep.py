@@ -16,6 +16,7 @@ from typing import Any
 from localllm.errors import BadModelFile, DownloadError, UsageError
 from localllm.hub import catalogue, local, store
 from localllm.hub.download import BLOCK, DISK_RESERVE, Event, Report, disk_error
+from localllm.hub.files import check_path
 from localllm.hub.foreign import Foreign
 from localllm.hub.local import Manifest, ManifestFile
 from localllm.hub.reference import parse_name
@@ -38,7 +39,7 @@ def register(
         return same, False
     how = f"used in place, from {found.owner}" if found.owner else "used in place"
     manifest = Manifest(
-        chosen, "gguf", found.files, found.quant, found.files[0].path, "", how, options=dict(options or {})
+        chosen, found.format, found.files, found.quant, found.files[0].path, "", how, options=dict(options or {})
     )
     with arriving(chosen, tuple(Path(file.path) for file in found.files)) as folder:
         local.write_manifest(folder, manifest)
@@ -64,16 +65,19 @@ def copy(found: Foreign, name: str, report: Report, *, force: bool = False) -> t
     chosen, same = _choose_name(found, name, report, force=force)
     if same is not None and not same.in_place:
         return same, False
+    for file in found.files:
+        check_path(found.kept_as(file))
     require_space(sum(file.size for file in found.files))
     with arriving(chosen, tuple(Path(file.path) for file in found.files)) as folder:
         files = []
         for file in found.files:
-            source = Path(file.path)
-            target = folder / source.with_suffix(".gguf").name
-            with source.open("rb") as opened:
-                files.append(write_file(opened.read, target, file.size, report))
+            target = folder / found.kept_as(file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Path(file.path).open("rb") as opened:
+                written = write_file(opened.read, target, file.size, report)
+            files.append(replace(written, path=found.kept_as(file)))
         how = f"copied from {found.files[0].path}"
-        manifest = Manifest(chosen, "gguf", tuple(files), found.quant, found.files[0].path, "", how)
+        manifest = Manifest(chosen, found.format, tuple(files), found.quant, found.files[0].path, "", how)
         local.write_manifest(folder, manifest)
     return manifest, True
 
@@ -261,7 +265,7 @@ def taken(name: str, *, force: bool, sha256: str = "") -> Manifest | None:
 
     But the model with the catalogue's `sha256` may have the catalogue's name.
     """
-    if name.endswith(".gguf"):
+    if name.endswith((".gguf", ".onnx")):
         raise UsageError(f"{name} would always be read as a file", "choose another --name")
     entry = catalogue.find(parse_name(name))
     if entry is not None and (not sha256 or sha256 not in {source.sha256 for source in entry.sources}):

@@ -82,13 +82,10 @@ def parse(text: str) -> Reference:
     """Read a reference; what exists on disk is a path before it is anything else. Raises UsageError."""
     if len(text) > MAX_LENGTH and not _exists(Path(text)):
         raise UsageError(f"{text[:40]!r}... is not a model: it is {len(text)} characters long")
-    path = local_path(text)
-    folder, _, quant = text.rpartition(":")
+    path, place = local_path(text), local_place(text)
     is_path = text.startswith(("/", "./", "../", "~", ".\\", "..\\"))
-    if folder and re.fullmatch(_PART, quant) and not _exists(path):
-        place = local_path(folder)
-        if _is_folder(place) and (is_path or _holds_models(place)):
-            return LocalPath(place, quant)
+    if place.quant and (is_path or _holds_models(place.path)):
+        return place
     if is_path or _exists(path):
         return LocalPath(path)
     if (page := _page(text)) is not None:
@@ -113,6 +110,15 @@ def local_path(text: str) -> Path:
         return Path(text).expanduser()
     except (RuntimeError, ValueError):
         raise UsageError(f"{text[:40]!r} is not a path", "whose home should that be?") from None
+
+
+def local_place(text: str) -> LocalPath:
+    """A path, or a folder with `:QUANT` behind it where nothing has that very name. Raises UsageError."""
+    path = local_path(text)
+    folder, _, quant = text.rpartition(":")
+    if folder and re.fullmatch(_PART, quant) and not _exists(path) and _is_folder(local_path(folder)):
+        return LocalPath(local_path(folder), quant)
+    return LocalPath(path)
 
 
 def parse_name(text: str) -> ModelName:

@@ -221,7 +221,11 @@ def _own(name: ModelName, *, whole: bool) -> Installed | None:
 
 def _of_manifest(folder: Path, manifest: Manifest) -> Installed:
     stored = tuple(StoredFile(folder / f.path, f.size, f.sha256) for f in manifest.files)
-    weights = tuple(f for f in stored if f.path.suffix.lower() in (".gguf", ".onnx", ".safetensors")) or stored
+    if manifest.format == "onnx":  # a graph's data may be called anything; what is around it may not
+        weights = tuple(f for f in stored if not files.is_companion(f.path.name))
+    else:
+        weights = tuple(f for f in stored if f.path.suffix.lower() in (".gguf", ".safetensors"))
+    weights = weights or stored
     return Installed(
         manifest.name, manifest.format, manifest.quant, weights, tuple(f for f in stored if f not in weights),
         "in place" if manifest.in_place else "data", manifest.created, "", manifest.revision, manifest.source,
@@ -252,9 +256,8 @@ def _hub_models_of(source: HubSource) -> Iterator[Installed]:
 def _of_path(path: Path) -> Installed:
     """A file of the user's own, with the shards that follow it, or the data and all else that belongs to it."""
     if path.suffix.lower() == ".onnx":
-        whole = path.absolute()  # of a file that is named in its own folder the parent has no name
-        folder = whole.parent.parent if whole.parent.name == "onnx" else whole.parent
-        found = [v for v in files.variants(_files_in(folder)) if folder / v.path == whole]
+        folder = home_of(path)
+        found = [v for v in files.variants(files_in(folder)) if folder / v.path == path.absolute()]
         return _of_local(folder, found[0], str(path))
     beside = files.variants(files.RepoFile(p.name, p.stat().st_size) for p in path.parent.glob("*.gguf") if p.is_file())
     names = next(([f.path for f in v.files] for v in beside if v.path == path.name), [path.name])
@@ -266,7 +269,7 @@ def _of_path(path: Path) -> Installed:
 def _of_folder(reference: LocalPath) -> Installed:
     """The model of a folder: the one that is named, its only GGUF, or the plainest of its ONNX models."""
     folder = reference.path
-    everything = files.variants(_files_in(folder))
+    everything = files.variants(files_in(folder))
     found = [v for v in everything if v.format != "safetensors"]
     if everything and not found:
         hint = f"localllm convert {folder} makes a GGUF of it, with --to onnx an ONNX model"
@@ -290,7 +293,13 @@ def _of_folder(reference: LocalPath) -> Installed:
 _PLAIN = ("model.onnx", "onnx/model.onnx")
 
 
-def _files_in(folder: Path) -> Iterator[files.RepoFile]:
+def home_of(model: Path) -> Path:
+    """The folder of an ONNX model's repository: where the file lies, or the one around `onnx/`."""
+    folder = model.absolute().parent  # of a file that is named in its own folder the parent has no name
+    return folder.parent if folder.name == "onnx" else folder
+
+
+def files_in(folder: Path) -> Iterator[files.RepoFile]:
     """The files of a folder and of its folder `onnx`, where transformers.js and Optimum put their models."""
     for path in sorted((*folder.glob("*"), *folder.glob("onnx/*"))):
         if path.is_file():

@@ -92,8 +92,17 @@ def remove(planned: Removal) -> None:
         path.unlink(missing_ok=True)
     if planned.model.place == "hub":
         _sweep(CachedRepository(store.hub_cache(), planned.model.repository))
-    elif not any(planned.model.folder.iterdir()):
-        planned.model.folder.rmdir()
+    else:
+        _remove_empty(planned)
+
+
+def _remove_empty(planned: Removal) -> None:
+    """Remove the model's folder and those in it, where nothing is left in them; the innermost first."""
+    home = planned.model.folder
+    inside = {above for path in planned.paths for above in path.parents if above.is_relative_to(home)}
+    for folder in sorted(inside, key=lambda f: -len(f.parts)):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _removal_from_hub(model: Installed, going: list[Installed]) -> Removal:

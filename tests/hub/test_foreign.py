@@ -188,7 +188,8 @@ def test_import_by_reference_and_by_copy(here: Path) -> None:
     for words, said, code in (
         ([str(text)], "is not a GGUF file", 1),
         ([str(here / "none.gguf")], "none.gguf does not exist", 3),
-        ([str(here)], "is a folder (import takes a .gguf or a .tar; register takes folders)", 3),
+        ([str(here / "data")], "holds no GGUF and no ONNX model", 1),
+        ([str(here / "data:q4")], "holds no q4", 1),
     ):
         failed = localllm("import", *words)
         assert failed.returncode == code
