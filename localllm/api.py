@@ -36,7 +36,7 @@ from localllm.settings import build, load_settings
 from localllm.types import EngineOptions, Limits, Message, Reasoning, Request, Sampling, Usage
 from localllm.ui import heat, tokens
 from localllm.ui.attention_html import page
-from localllm.ui.attention_svg import svg
+from localllm.ui.attention_svg import MAX_TOKENS, svg
 
 if TYPE_CHECKING:
     import numpy as np
@@ -109,7 +109,7 @@ class Seen(Attention):
     """An `Attention` that a notebook shows as a matrix, the mean of what it has."""
 
     def svg(self, layer: int | None = None, head: int | None = None, combine: str = "mean") -> Picture:
-        """The matrix of a layer and a head, or of all: "mean", "max" or "rollout"."""
+        """The matrix of a layer and a head, or of all: "mean", "max" or "rollout". Raises UsageError."""
         matrix = self.matrix(layer, head, cast(Any, combine))
         of_layers = combine if layer is None else f"layer {layer}"
         return Picture(svg(matrix, self.data, f"{of_layers}, {'all heads' if head is None else f'head {head}'}"))
@@ -119,6 +119,8 @@ class Seen(Attention):
         return page(self, title)
 
     def _repr_html_(self) -> str:
+        if len(self.tokens) > MAX_TOKENS:
+            return f"<small>attention between {len(self.tokens)} tokens: too many for a picture; see .weights</small>"
         return self.svg()._repr_html_()
 
 

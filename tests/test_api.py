@@ -77,6 +77,10 @@ def test_tokens_probabilities_attention(model: Model) -> None:
     assert "perplexity" in explained._repr_html_()
     seen = model.attention("The cat sat", layer=3)
     assert seen.weights.shape == (1, 9, 3, 3) and np.abs(seen.weights.sum(axis=-1) - 1).max() < 1e-3
+    long = model.attention("x " * 300, layer=3)
+    assert "<svg" not in long._repr_html_() and "too many for a picture" in long._repr_html_()
+    with pytest.raises(UsageError, match="a picture has room for 256"):
+        long.svg()
     assert seen._repr_html_().startswith("<svg") and seen.svg(3, 2).count('class="cell"') == 6
     assert seen.html("a <b>").startswith("<!doctype html>") and "a &lt;b&gt;" in seen.html("a <b>")
 

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from localllm.protocols import TextModel
 
 FORMATS = (".html", ".svg", ".npz")
-MAX_PICTURE_TOKENS = 256
 MAX_WRITTEN_WEIGHTS = 1 << 24  # in HTML (two bytes each) and JSON
 
 
@@ -38,13 +37,14 @@ def show_attention(opened: TextModel, tokens: Sequence[int], name: str, view: Vi
     model = seeing(opened)
     if view.combine not in COMBINE:
         raise UsageError(f"--combine {view.combine} is not one of {', '.join(COMBINE)}")
-    if view.layer is not None and (view.layer >= model.layers or view.combine == "rollout"):
-        wrong = "--combine rollout goes through all layers" if view.combine == "rollout" else f"--layer {view.layer}"
-        raise UsageError(f"{wrong}: the model has the layers 0 to {model.layers - 1}")
+    if view.combine == "rollout" and view.layer is not None:
+        raise UsageError("--combine rollout goes through all layers", "leave --layer out")
+    if view.layer is not None and view.layer >= model.layers:
+        raise UsageError(f"--layer {view.layer}: the model has the layers 0 to {model.layers - 1}")
     if view.head is not None and view.head >= model.heads:
         raise UsageError(f"--head {view.head}: the model has the heads 0 to {model.heads - 1}")
     if view.out is not None:
-        _require_place(view.out, len(tokens), view.force)
+        _require_place(view, view.out, len(tokens))
     layers = model.layers if view.layer is None else 1
     written = view.as_json or (view.out is not None and view.out.suffix.lower() == ".html")
     if written and layers * model.heads * len(tokens) ** 2 > MAX_WRITTEN_WEIGHTS:
@@ -77,15 +77,16 @@ def _matrix(found: Attention, view: View) -> Any:
     return found.matrix(view.layer, view.head, cast("Combine", view.combine))
 
 
-def _require_place(path: Path, tokens: int, force: bool) -> None:
+def _require_place(view: View, path: Path, tokens: int) -> None:
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"--out {path}: the formats are {', '.join(FORMATS)}", "name the file after one of them")
-    require_target(path, force=force)
-    if path.suffix.lower() != ".npz" and tokens > MAX_PICTURE_TOKENS:
-        raise UsageError(
-            f"the text has {tokens} tokens, and a picture has room for {MAX_PICTURE_TOKENS}",
-            "--out FILE.npz has no limit",
-        )
+    if path.suffix.lower() == ".html" and view.combine == "rollout" and view.head is not None:
+        raise UsageError("a page has the rollout of all heads together", "leave --head out, or --out FILE.svg")
+    require_target(path, force=view.force)
+    if path.suffix.lower() != ".npz":
+        from localllm.ui.attention_svg import require_room
+
+        require_room(tokens)
 
 
 def _write(found: Attention, name: str, view: View, path: Path) -> None:

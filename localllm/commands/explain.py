@@ -9,7 +9,14 @@ from typing import Annotated, Any, Optional
 import typer
 
 from localllm.commands._options import JsonOption, ModelOption, SystemOption, YesOption, with_options
-from localllm.commands.tokenize import ChatOption, FileOption, WordsArgument, conversation, read_text
+from localllm.commands.tokenize import (
+    ChatOption,
+    FileOption,
+    WordsArgument,
+    conversation,
+    read_text,
+    require_chat,
+)
 from localllm.errors import UsageError
 from localllm.settings import build, load_settings
 from localllm.types import EngineOptions, Sampling
@@ -65,10 +72,15 @@ def explain(
     from localllm.ui import heat
 
     view = View(layer, head, combine, out, force, as_json)
+    if more and against:
+        raise UsageError("--continue with --compare: one of them", "explain what the one added, then compare")
     if attention and (more or against):
         raise UsageError("--attention is of one text and one model", "leave --continue and --compare out")
     if not attention and view != View(as_json=as_json):
         raise UsageError("--layer, --head, --combine, --out and --force belong to --attention", "add --attention")
+    if attention and given.get("flash_attention", "off") != "off":
+        raise UsageError("flash attention has no weights to show", "leave --flash-attention out")
+    require_chat(chat, system, "template" in given)
     name, text = split_words(words or [], model)
     text = read_text(text, file)
     settings = load_settings()
@@ -94,8 +106,6 @@ def explain(
             else:
                 heat.show(explained)
             return
-        if more:
-            raise UsageError("--continue with --compare: one of them", "explain what the one added, then compare")
         from localllm.jobs.compare import compare
 
         told = compare(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -21,7 +21,8 @@ WordsArgument = Annotated[
 FileOption = Annotated[Optional[Path], typer.Option("--file", "-f", help="Read the text from a file; - is stdin.")]  # noqa: UP045
 ChatOption = Annotated[bool, typer.Option("--chat", help="Put the text through the chat template, as a user's.")]
 TemplateOption = Annotated[
-    str, typer.Option("--template", help="With --chat: auto, none, a built-in name, or a Jinja file.")
+    Optional[str],  # noqa: UP045
+    typer.Option("--template", help="With --chat: auto, none, a built-in name, or a Jinja file."),
 ]
 
 
@@ -32,7 +33,7 @@ def tokenize(
     count: Annotated[bool, typer.Option("--count", help="Print the number of tokens and nothing else.")] = False,
     chat: ChatOption = False,
     system: SystemOption = None,
-    template: TemplateOption = "auto",
+    template: TemplateOption = None,
     no_special: Annotated[
         bool, typer.Option("--no-special", help="Add no begin or end token, and read <|...|> as plain text.")
     ] = False,
@@ -45,13 +46,14 @@ def tokenize(
     from localllm.ui import tokens
     from localllm.ui.progress import say
 
+    require_chat(chat, system, template is not None)
     name, text = split_words(words or [], model)
     text = read_text(text, file)
     path = resolve(name or load_settings().model, yes=yes).path
-    with closing(open_tokenizer(path, template if chat else "none")) as prompter:
+    with closing(open_tokenizer(path, (template or "auto") if chat else "none")) as prompter:
         for notice in prompter.notices if chat else ():
             say(f"localllm: {notice}")
-        messages = conversation(text, system if chat else None)
+        messages = conversation(text, system)
         rendered = prompter.prompt(messages) if chat else None
         if no_special:
             found = prompter.vocabulary.tokenize(rendered or text, begin=False, special=False)
@@ -67,6 +69,12 @@ def tokenize(
             tokens.show(found, prompter.vocabulary)
 
 
+def require_chat(chat: bool, system: str | None, template: bool) -> None:
+    """Raises UsageError where a system prompt or a template is named that nothing would be put through."""
+    if not chat and (system is not None or template):
+        raise UsageError(f"{'--template' if template else '--system'} is of a chat", "add --chat")
+
+
 def conversation(text: str, system: str | None) -> tuple[Message, ...]:
     """A user's text as messages for a template."""
     first = (Message("system", system),) if system else ()
@@ -74,7 +82,12 @@ def conversation(text: str, system: str | None) -> tuple[Message, ...]:
 
 
 def read_text(text: str, file: Path | None) -> str:
-    """The text that is meant, to the byte: the words', a file's, or standard input's. Raises UsageError."""
+    """The text that is meant, to the byte: the words', a file's, or standard input's.
+
+    Raises UsageError, also where it is larger than 16 MB: a token of it takes some 100 bytes of memory.
+    """
+    from localllm.text.attachments import MAX_TEXT
+
     if text and file:
         raise UsageError(f"a text and --file {file}: which of them?", "leave one out")
     if text:
@@ -83,9 +96,12 @@ def read_text(text: str, file: Path | None) -> str:
         raise UsageError("there is no text", "write it after the command, name a --file, or pipe it in")
     place = "standard input" if file is None or str(file) == "-" else str(file)
     try:
-        data = sys.stdin.buffer.read() if place == "standard input" else Path(place).read_bytes()
+        with nullcontext(sys.stdin.buffer) if place == "standard input" else Path(place).open("rb") as source:
+            data = source.read(MAX_TEXT + 1)
     except OSError as error:
         raise UsageError(f"--file {file} cannot be read: {error.strerror}") from None
+    if len(data) > MAX_TEXT:
+        raise UsageError(f"{place} is larger than {MAX_TEXT >> 20} MB", "take it in parts")
     try:
         return data.decode()
     except UnicodeDecodeError as error:

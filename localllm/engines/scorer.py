@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from localllm.engines.llama_model import BATCH, LlamaModel
 from localllm.engines.native import log
+from localllm.engines.observer import F32
 from localllm.errors import EngineError, UsageError
 
 if TYPE_CHECKING:
@@ -74,7 +75,10 @@ class Scorer(LlamaModel):
         return int(self._llama.llama_model_n_head(self._model))
 
     def open_text(self, length: int, at_once: int, *, observer: Any = None) -> None:
-        more = {} if observer is None else {"cb_eval": observer}
+        """As `TextModel` has it. For an observer attention is computed step by step, with keys and values in float32:
+        flash attention never has the weights in one place, and a quantized cache of values needs it."""
+        precise = {"flash_attn_type": 0, "type_k": F32, "type_v": F32}
+        more = {} if observer is None else {"cb_eval": observer, **precise}
         self._make_context(length, n_batch=at_once, n_outputs_max=at_once, **more)
         self._new_batch(at_once)
         self._position = 0

@@ -53,6 +53,8 @@ class Attention:
             raise UsageError(f"--layer {layer}: the layers with attention are {_spans(self.layers)}")
         if head is not None and not 0 <= head < self.heads:
             raise UsageError(f"--head {head}: the heads are 0 to {self.heads - 1}")
+        if combine not in COMBINE:
+            raise UsageError(f"{combine!r} does not combine layers and heads", ", ".join(COMBINE))
         chosen = self.weights if layer is None else self.weights[self.layers.index(layer)][None]
         chosen = chosen if head is None else chosen[:, head : head + 1]
         if combine == "rollout":
@@ -86,7 +88,7 @@ def seeing(model: TextModel) -> Scorer:
 
 
 def attend(model: TextModel, tokens: Sequence[int], layer: int | None = None) -> Attention:
-    """The weights of every layer, or of one. The model must have been opened with flash attention off.
+    """The weights of every layer, or of one, computed without flash attention whatever the model was opened with.
 
     Raises UsageError where the text is empty, too long, or the model has no such layer; EngineError.
     """

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localllm.ui.attention_svg import COLOR, svg
+from localllm.ui.render import visible
 from localllm.ui.tokens import label
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _PAGE = Path(__file__).with_name("attention.html")
 def page(found: Attention, title: str, layer: int | str = "mean", head: int | str = "mean") -> str:
     """The whole file; `attention.html` is its frame. It opens with a layer (by its place) and a head, or a combination.
 
-    `#layer=3&head=2&token=5` at the end of its address opens it there.
+    `#layer=3&head=2&token=5` at the end of its address opens it there. Raises UsageError as `svg` does.
     """
     import numpy as np
 
@@ -37,13 +38,11 @@ def page(found: Attention, title: str, layer: int | str = "mean", head: int | st
         "layers": list(found.layers),
         "heads": found.heads,
         "start": {"layer": layer, "head": head},
-        "rollout": [round(float(w), 5) for w in found.matrix(combine="rollout").reshape(-1)]
-        if len(found.layers) > 1
-        else None,
+        "rollout": _rounded(found.matrix(combine="rollout")) if len(found.layers) > 1 else None,
         "weights": base64.b64encode(scaled.tobytes()).decode(),
     }
     parts = {
-        "TITLE": html.escape(title),
+        "TITLE": html.escape(visible(title)),
         "SVG": svg(found.matrix(), found.data, "mean of all layers, mean of all heads"),
         "DATA": _inert(json.dumps(data)),
         "COLOR": COLOR,

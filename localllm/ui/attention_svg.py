@@ -6,16 +6,28 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from localllm.errors import UsageError
+from localllm.ui.render import visible
 from localllm.ui.tokens import label
 
 if TYPE_CHECKING:
     import numpy as np
 
 COLOR = "#17457d"
+MAX_TOKENS = 256
 _FONT = "font-family:ui-monospace,Menlo,Consolas,monospace"
 _WIDTH = 760  # of the cells together, in pixels, at most
 _LARGEST, _LEAST = 26, 3
 _READABLE = 9  # a smaller cell has no room for a label at each
+
+
+def require_room(tokens: int) -> None:
+    """Raises UsageError where a picture has no room for so many."""
+    if tokens > MAX_TOKENS:
+        raise UsageError(
+            f"the text has {tokens} tokens, and a picture has room for {MAX_TOKENS}",
+            "a shorter text; arrays (--out FILE.npz) have no such limit",
+        )
 
 
 def darkness(weight: float) -> float:
@@ -24,8 +36,12 @@ def darkness(weight: float) -> float:
 
 
 def svg(matrix: np.ndarray, data: Sequence[bytes], title: str) -> str:
-    """`matrix` (tokens, tokens) with the tokens' bytes; everything a model or a user wrote is escaped."""
-    count = len(data)
+    """`matrix` (tokens, tokens) with the tokens' bytes; everything a model or a user wrote is escaped.
+
+    Raises UsageError where the tokens are too many for a picture.
+    """
+    require_room(len(data))
+    count, title = len(data), visible(title)
     cell = max(_LEAST, min(_LARGEST, _WIDTH // count))
     every = max(1, -(-_READABLE // cell))  # only each so many-th label
     labels = [label(one) for one in data]

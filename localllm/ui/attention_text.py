@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from localllm.ui.render import visible
 from localllm.ui.table import cell_length, pad
 from localllm.ui.tokens import quoted, terminal
 
@@ -28,7 +29,7 @@ def show(matrix: np.ndarray, data: Sequence[bytes], title: str) -> None:
     heads = [f"{index:>{digits}} {pad(name, max(map(cell_length, names)))}" for index, name in enumerate(names)]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
     left = cell_length(heads[0]) + 1
-    print(title)
+    print(visible(title))
     if left + _CELL * len(data) <= room:
         print(" " * left + "".join(f"{index:>{_CELL}}" for index in range(len(data))))
         for head, row in zip(heads, matrix, strict=True):

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from localllm.ui.render import visible
 from localllm.ui.table import print_table
 from localllm.ui.tokens import quoted, shown, terminal, whole_characters
 
@@ -118,7 +119,7 @@ def show_comparison(found: Comparison, names: tuple[str, str]) -> None:
     )  # fmt: skip
     for number, (name, one) in enumerate(zip(names, (found.first, found.second), strict=True), 1):
         for line in summary(one):
-            print(f"{number} {name}: {line}")
+            print(f"{number} {visible(name)}: {line}")
     if found.pairs:
         apart = sum(pair.parts for pair in found.pairs)
         kld = f"; mean KL divergence {found.mean_divergence:.4f}" if found.mean_divergence is not None else ""

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -149,7 +150,9 @@ def test_json_is_whole(tmp_path: Path) -> None:
         (("--layer", "30"), "--layer 30: the model has the layers 0 to 29"),
         (("--head", "9"), "--head 9: the model has the heads 0 to 8"),
         (("--combine", "sum"), "--combine sum is not one of mean, max, rollout"),
-        (("--combine", "rollout", "--layer", "1"), "--combine rollout goes through all layers"),
+        (("--combine", "rollout", "--layer", "1"), "--combine rollout goes through all layers (leave --layer out)"),
+        (("--combine", "rollout", "--head", "1", "--out", "a.html"), "a page has the rollout of all heads together"),
+        (("--flash-attention", "on"), "flash attention has no weights to show"),
         (("--out", "a.png"), "the formats are .html, .svg, .npz"),
         (("--out", "{here}/there.svg"), "there.svg exists (--force replaces it)"),
         (("--out", "{here}/none/a.svg"), "there is no folder"),
@@ -161,6 +164,26 @@ def test_wrong_words(words: tuple[str, ...], message: str, tmp_path: Path) -> No
     done = localllm("explain", "--attention", TEXT, *(word.format(here=tmp_path) for word in words))
     assert (done.returncode, done.stdout) == (2, "") and message in done.stderr and done.stderr.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["there.svg"]
+
+
+@pytest.mark.slow
+def test_settings_for_speed_do_not_hide_it() -> None:
+    fast = {"LOCALLLM_FLASH_ATTENTION": "on", "LOCALLLM_CACHE_TYPE_V": "q8_0"}
+    assert localllm("explain", "--attention", TEXT, **fast).stdout == localllm("explain", "--attention", TEXT).stdout
+
+
+@pytest.mark.slow
+def test_a_name_of_control_characters_and_markup(tmp_path: Path, model_path: Path) -> None:
+    hostile = tmp_path / "a\x1b[31m<b>&.gguf"
+    hostile.symlink_to(model_path.resolve())
+    shown = "a␛[31m<b>&.gguf"
+    for words in (("--attention",), ("--compare", str(hostile))):
+        done = localllm("explain", "-m", str(hostile), "The cat", *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert shown in done.stdout and "\x1b" not in done.stdout
+    picture = written(tmp_path, "a.svg", "-m", str(hostile))
+    ElementTree.parse(picture)
+    assert shown.replace("<b>&", "&lt;b&gt;&amp;") in picture.read_text(encoding="utf-8")
 
 
 def test_what_belongs_to_attention_and_what_is_too_long(tmp_path: Path) -> None:

@@ -136,6 +136,9 @@ def test_tokens_as_they_are_shown() -> None:
         (("-m", "{broken}", "x"), b"", 1, "broken.gguf has no vocabulary"),
         (("-m", "{none}", "x"), b"", 1, "none.gguf has no vocabulary"),
         (("-m", "{cut}", "x"), b"", 1, "it is truncated"),
+        ((), b"x" * ((16 << 20) + 1), 2, "standard input is larger than 16 MB"),
+        (("--file", "/dev/zero"), b"", 2, "/dev/zero is larger than 16 MB"),
+        (("x", "--system", "y"), b"", 2, "--system is of a chat (add --chat)"),
         (("x", "--chat", "--template", "missing"), b"", 2, "no such name and no readable file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -66,6 +67,25 @@ def test_other_architectures(case: str, tmp_path: Path) -> None:
     proper(found.weights)
 
 
+def test_it_is_the_same_whatever_the_model_was_opened_with(model: Scorer, model_path: Path) -> None:
+    tokens = model.tokenize("The cat sat on the mat", begin=True)
+    with closing(open_text_model(model_path, EngineOptions(flash_attention="on", cache_type_v="q8_0"))) as opened:
+        assert (attend(opened, tokens).weights == attend(model, tokens).weights).all()
+
+
+def test_a_sliding_window(tmp_path: Path) -> None:
+    """Columns are places in the text, also where the cache could have wrapped around."""
+    checkpoint = checkpoints.write(tmp_path / "tiny", "gemma3")
+    window = json.loads((checkpoint / "config.json").read_text())["sliding_window"]
+    gguf.write(gguf.plan(checkpoint, "f32"), tmp_path / "tiny.gguf")
+    count = 3 * window
+    with closing(open_text_model(tmp_path / "tiny.gguf", PRECISE)) as opened:
+        found = attend(opened, (checkpoints.case("gemma3")["tokens"] * count)[:count])
+    proper(found.weights)
+    reach = [int((np.arange(count)[:, None] - np.arange(count))[layer.any(axis=0)].max()) for layer in found.weights]
+    assert set(reach) == {window - 1, count - 1}
+
+
 def test_one_matrix_of_many(model: Scorer) -> None:
     found = attend(model, model.tokenize("The cat sat on the mat", begin=True))
     assert (found.matrix(3, 2) == found.weights[3, 2]).all()
@@ -73,7 +93,7 @@ def test_one_matrix_of_many(model: Scorer) -> None:
     assert np.allclose(found.matrix(head=2), found.weights[:, 2].mean(axis=0), atol=1e-6)
     assert (found.matrix(combine="max") == found.weights.max(axis=(0, 1))).all()
     proper(found.matrix(combine="rollout"))
-    for wrong in ({"layer": 30}, {"head": 9}, {"head": -1}, {"layer": 1, "combine": "rollout"}):
+    for wrong in ({"layer": 30}, {"head": 9}, {"head": -1}, {"layer": 1, "combine": "rollout"}, {"combine": "sum"}):
         with pytest.raises(UsageError):
             found.matrix(**wrong)  # type: ignore[arg-type]  # a table of wrong ones
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,7 @@ from localllm.convert.onnx import export
 from localllm.engines import open_text_model
 from localllm.engines.scorer import Scorer
 from localllm.errors import ContextOverflow, UsageError
+from localllm.formats.gguf import read_header
 from localllm.jobs import compare, quantize
 from localllm.jobs import explain as job
 from localllm.jobs.explain import Candidate, Explanation, Step, collect, explain
@@ -231,6 +233,17 @@ def test_the_heat(model_path: Path) -> None:
         assert re.search(rb"\x1b\[7m capital\x1b\[0m of", terminal.raw)
 
 
+def test_results_that_are_no_numbers(tiny: Path, tmp_path: Path) -> None:
+    data = bytearray(tiny.read_bytes())
+    weights = next(tensor for tensor in read_header(tiny).tensors if tensor.name == "output_norm.weight")
+    for value in (math.nan, math.inf):
+        data[weights.offset : weights.offset + 4] = struct.pack("<f", value)
+        (tmp_path / "broken.gguf").write_bytes(data)
+        done = localllm("explain", "-m", str(tmp_path / "broken.gguf"), "France", "--json")
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "the model's results are not numbers" in done.stderr and done.stderr.count("\n") == 1
+
+
 def test_html_is_escaped() -> None:
     found = heat.to_html(steps(b"<b>", b'"<script>', b"\x1b&"))
     assert "<script" not in found and "<b>" not in found and "\x1b" not in found
@@ -245,6 +258,8 @@ def test_html_is_escaped() -> None:
         (("x", "--compare", "{model}", "--continue", "2"), 2, "--continue with --compare"),
         (("x " * 60, "-c", "50"), 4, "tokens long and the context holds 50"),
         (("x", "--top", "0"), 2, "--top"),
+        (("x", "--system", "y"), 2, "--system is of a chat (add --chat)"),
+        (("x", "--template", "chatml"), 2, "--template is of a chat (add --chat)"),
     ],
 )
 def test_wrong_words(words: tuple[str, ...], code: int, message: str, model_path: Path) -> None:
