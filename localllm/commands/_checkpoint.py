@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localllm.commands._model import agree, describe_plan, fetch_plan, make_plan
 from localllm.errors import BadModelFile
 from localllm.hub import store
 from localllm.hub.reference import HubReference, LocalPath, parse
+
+if TYPE_CHECKING:
+    from localllm.ui.progress import Style
 
 
 def find_checkpoint(source: str, *, yes: bool, quiet: bool = False) -> tuple[Path, str]:
@@ -29,14 +33,14 @@ def find_checkpoint(source: str, *, yes: bool, quiet: bool = False) -> tuple[Pat
         return found.path.parent, found.repository or found.name
     if not isinstance(reference, HubReference):
         raise _is_gguf(source)
-    style = "quiet" if quiet else "auto"
-    plan = make_plan(reference, style)  # type: ignore[arg-type]
+    style: Style = "quiet" if quiet else "auto"
+    plan = make_plan(reference, style)
     if plan.variant.format != "safetensors":
         raise BadModelFile(f"{reference} is no checkpoint in safetensors but {plan.variant.format}")
     if not quiet:
         say(f"{reference} is not here yet: {describe_plan(plan)}.")
     agree(str(reference), yes)
-    return fetch_plan(plan, style).parent, reference.repository  # type: ignore[arg-type]
+    return fetch_plan(plan, style).parent, reference.repository
 
 
 def local_checkpoint(source: str) -> Path | None:

@@ -129,7 +129,8 @@ def listing_of(reference: Reference) -> tuple[Listing, str, str]:
     try:
         return remote.listing(source.repository, source.revision, say), "", source.file
     except (Unreachable, ModelNotFound) as error:
-        entry = catalogue.get(reference)  # type: ignore[arg-type]  # `_hub_source` has looked
+        assert isinstance(reference, ModelName), "`_hub_source` has looked"
+        entry = catalogue.get(reference)
         hint = f"the catalogue says it needs {size(entry.memory)}; localllm pull {entry.name} tries its other sources"
         raise type(error)(str(error), hint) from None
 

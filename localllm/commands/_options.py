@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from types import GenericAlias
 from typing import Annotated, Any, Optional
 
 import typer
@@ -63,7 +64,7 @@ def with_options(*classes: type, without: tuple[str, ...] = ()) -> Callable[[Cal
 
 
 def _parameter(panel: str, option: Option) -> inspect.Parameter:
-    kind: Any = list[option.type] if option.many else option.type  # type: ignore[name-defined]
+    kind: Any = GenericAlias(list, option.type) if option.many else option.type
     default = "" if option.default in (None, (), "") or option.switch else f" (default {_shown(option.default)})"
     both_ways = option.type is bool and not option.switch
     declarations = [f"{option.flag}/--no-{option.flag[2:]}" if both_ways else option.flag]

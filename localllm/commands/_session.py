@@ -89,7 +89,8 @@ def prefix_folder() -> Path:
 
 def keep_prefixes(engine: Engine, model: Model, options: CacheOptions) -> None:
     """Let an engine that can take up evaluated prompts from the disk do so."""
-    if options.no_cache or not options.cache_size or not hasattr(getattr(engine, "model", None), "prefixes"):
+    model_of: Any = getattr(engine, "model", None)  # an Engine need not have one
+    if options.no_cache or not options.cache_size or not hasattr(model_of, "prefixes"):
         return
     from localllm.engines.prefix_cache import PrefixCache
     from localllm.hub.digest import file_sha256, known_sha256
@@ -97,13 +98,13 @@ def keep_prefixes(engine: Engine, model: Model, options: CacheOptions) -> None:
     def digest(compute: bool) -> str | None:
         return file_sha256(model.path) if compute else known_sha256(model.path)
 
-    cache = PrefixCache(prefix_folder(), model.name, digest, int(options.cache_size * 1e9))
-    engine.model.prefixes = cache  # type: ignore[attr-defined]  # it has one: an Engine need not
+    model_of.prefixes = PrefixCache(prefix_folder(), model.name, digest, int(options.cache_size * 1e9))
 
 
 def allow_guesses(engine: Engine, guessing: Guessing, options: EngineOptions, *, yes: bool) -> None:
     """Let an engine that can check guesses do so. Raises UsageError where the draft model is none for it."""
-    allow = getattr(getattr(engine, "model", None), "allow_guesses", None)
+    local: Any = engine  # where its model takes guesses
+    allow = getattr(getattr(local, "model", None), "allow_guesses", None)
     if allow is None:
         if guessing.draft is not None:
             raise UsageError("--draft: this engine checks no guesses", "--engine llama.cpp does")
@@ -116,4 +117,4 @@ def allow_guesses(engine: Engine, guessing: Guessing, options: EngineOptions, *,
         from localllm.engines.llama_cpp import open_draft
 
         path = resolve(guessing.draft, yes=yes).path
-        engine.draft = open_draft(path, options, engine.model)  # type: ignore[attr-defined]  # it has both
+        local.draft = open_draft(path, options, local.model)

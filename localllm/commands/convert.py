@@ -61,7 +61,7 @@ def convert(
         raise UsageError(f"--to {to}: the formats are gguf and onnx")
     if quant != "auto" or accuracy != 4:
         raise UsageError("--quant and --accuracy are for --to onnx", "--dtype, or localllm quantize, is for GGUF")
-    if dtype not in (*gguf.TYPES, "auto"):
+    if dtype not in gguf.ASKED:
         raise UsageError(f"--dtype {dtype}: the types are {', '.join(gguf.TYPES)} and auto")
     if output is not None:
         require_target(output, force=force)

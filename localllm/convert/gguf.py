@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 Type = Literal["f32", "f16", "bf16", "q8_0"]
 TYPES: tuple[Type, ...] = ("f32", "f16", "bf16", "q8_0")
+Asked = Type | Literal["auto"]
+ASKED: tuple[Asked, ...] = (*TYPES, "auto")
 Report = Callable[[int, int], None]
 
 # By llama.cpp's llama_ftype.
@@ -49,8 +51,8 @@ class Plan:
     notices: tuple[str, ...] = ()
 
 
-def plan(folder: Path, dtype: str, name: str = "") -> Plan:
-    """Read everything but the weights. `dtype` is one of TYPES or "auto", the checkpoint's own type in 16 bits.
+def plan(folder: Path, dtype: Asked, name: str = "") -> Plan:
+    """Read everything but the weights. `dtype` "auto" is the checkpoint's own type in 16 bits.
 
     `name` is what the model is called, without one the folder. Raises LocalLLMError's children.
     """
@@ -58,7 +60,7 @@ def plan(folder: Path, dtype: str, name: str = "") -> Plan:
     family = family_of(checkpoint)
     metadata = family.metadata()
     outputs = family.outputs()
-    chosen: Type = _choose(outputs) if dtype == "auto" else dtype  # type: ignore[assignment]
+    chosen = _choose(outputs) if dtype == "auto" else dtype
     vocabulary = read_vocabulary(folder, family.vocabulary_size)
 
     def describe(writer: Any) -> None:
@@ -75,7 +77,7 @@ def plan(folder: Path, dtype: str, name: str = "") -> Plan:
     return _planned(family.architecture, chosen, outputs, describe, (*family.notices, *vocabulary.notices))
 
 
-def plan_lora(folder: Path, base: Path, dtype: str, name: str = "") -> Plan:
+def plan_lora(folder: Path, base: Path, dtype: Asked, name: str = "") -> Plan:
     """The same for a LoRA adapter and the model it belongs to, of which config.json is enough.
 
     "auto" is the adapter's own type.
@@ -84,7 +86,7 @@ def plan_lora(folder: Path, base: Path, dtype: str, name: str = "") -> Plan:
 
     adapter = lora.read_adapter(folder, base)
     own = adapter.outputs[0].dtype.lower()
-    chosen: Type = dtype if dtype != "auto" else own if own in TYPES else "f32"  # type: ignore[assignment]
+    chosen: Type = dtype if dtype != "auto" else own if own in TYPES else "f32"
     if chosen == "q8_0":
         raise UsageError("--dtype q8_0: an adapter is f32, f16 or bf16")
     called = name or folder.resolve().name

@@ -47,6 +47,7 @@ class Log:
         self.verbose = False
         self.observer: Callable[[str], None] | None = None
         self.errors: deque[str] = deque(maxlen=50)
+        self.callback: Any = None  # C keeps a bare pointer to it
         self._level = 0
 
     def write(self, level: int, text: bytes, _data: Any) -> None:
@@ -77,7 +78,7 @@ def llama() -> Any:
             f"llama.cpp cannot be loaded: {error}", "pip install --force-reinstall llama-cpp-python"
         ) from error
     callback = module.llama_log_callback(log.write)
-    log.callback = callback  # type: ignore[attr-defined]  # C keeps a bare pointer to it
+    log.callback = callback
     module.llama_log_set(callback, None)
     module.llama_backend_init()
     return module

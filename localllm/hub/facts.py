@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from localllm.errors import LocalLLMError
 from localllm.hub import store
@@ -35,7 +36,7 @@ def facts_of(models: Iterable[Installed], seconds: float = math.inf) -> list[Fac
     """
     path = store.data_directory() / "facts.json"
     kept = _load(path)
-    now: dict[str, dict[str, object]] = {}
+    now: dict[str, dict[str, Any]] = {}
     found = []
     changed = False
     end = time.monotonic() + seconds
@@ -52,7 +53,7 @@ def facts_of(models: Iterable[Installed], seconds: float = math.inf) -> list[Fac
         if row is None:
             row, changed = asdict(_read(model)), True
         now[key] = row
-        found.append(Facts(**row))  # type: ignore[arg-type]
+        found.append(Facts(**row))
     if changed:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -107,7 +108,7 @@ def _config(model: Installed) -> tuple[str, int]:
         return "", 0
 
 
-def _load(path: Path) -> dict[str, dict[str, object]]:
+def _load(path: Path) -> dict[str, dict[str, Any]]:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         rows = data["facts"] if data["version"] == _VERSION else {}

@@ -58,8 +58,8 @@ class Recipe:
         return Request(messages, self.sampling, self.limits, self.constraint, reasoning=self.reasoning)
 
     def key(self, row: Row) -> str:
-        settings = [self.sampling, self.limits, self.constraint, self.reasoning]
-        made_with = [asdict(part) if part is not None else None for part in settings]  # type: ignore[call-overload]
+        form = asdict(self.constraint) if self.constraint is not None else None
+        made_with = [asdict(self.sampling), asdict(self.limits), form, asdict(self.reasoning)]
         return key_of(self.model, self.prompt, self.system, made_with, dict(row.fields))
 
     def _messages(self, fields: Mapping[str, Any]) -> tuple[Message, ...]:

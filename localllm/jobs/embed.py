@@ -52,8 +52,12 @@ def stream(
     while window := list(islice(source, WINDOW)):
         tokens = embedder.tokenize_all(window)
         _check_lengths(embedder, tokens, done, truncate=truncate)
-        yield _encoded(embedder, tokens, normalize, lambda count, before=done: report(before + count))  # type: ignore[misc]
+        yield _encoded(embedder, tokens, normalize, _after(report, done))
         done += len(window)
+
+
+def _after(report: Report, before: int) -> Report:
+    return lambda count: report(before + count)
 
 
 def _encoded(embedder: Embedder, tokens: list[list[int]], normalize: bool, report: Report) -> np.ndarray:

@@ -57,8 +57,9 @@ def in_chunks(tokens: Sequence[int], context: int, chunks: int, begin: int | Non
             f"the text has {len(tokens)} tokens, and one chunk takes {context}", "a longer --text, or a smaller --ctx"
         )
     found = [list(tokens[i * context : (i + 1) * context]) for i in range(min(count, chunks or count))]
-    for chunk in found if begin is not None else ():
-        chunk[0] = begin  # type: ignore[assignment]  # it is not None
+    if begin is not None:
+        for chunk in found:
+            chunk[0] = begin
     return found
 
 

@@ -18,11 +18,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, TextIO, get_args
+from typing import IO, Any, Literal, TextIO
 
 from localllm.errors import LocalLLMError, UsageError
 
 Format = Literal["jsonl", "csv", "lines"]
+_FORMATS: tuple[Format, ...] = ("jsonl", "csv", "lines")
 _SUFFIXES: dict[str, Format] = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".tsv": "csv"}
 _LONGEST_CELL = 1 << 30  # characters; Python's csv module refuses more than 131072 by itself
 _OURS = b'{"id": '
@@ -46,9 +47,11 @@ class Row:
 
 def format_of(path: Path, named: str = "") -> Format:
     """The format that was named, or the one the file's name tells; lines where it tells none. Raises UsageError."""
-    if named and named not in get_args(Format):
-        raise UsageError(f"--format {named}: the formats are {', '.join(get_args(Format))}")
-    return named or _SUFFIXES.get(path.suffix.lower(), "lines")  # type: ignore[return-value]  # it was looked up
+    if not named:
+        return _SUFFIXES.get(path.suffix.lower(), "lines")
+    if named not in _FORMATS:
+        raise UsageError(f"--format {named}: the formats are {', '.join(_FORMATS)}")
+    return named
 
 
 def open_input(path: Path) -> TextIO:

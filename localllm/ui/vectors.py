@@ -24,7 +24,8 @@ Part = tuple[Sequence[str], "np.ndarray"]
 
 def numbers(row: np.ndarray) -> list[str]:
     """The shortest texts that mean the same numbers of float32, as JSON has them."""
-    return row.astype("U16").tolist()  # type: ignore[no-any-return]
+    found: list[str] = row.astype("U16").tolist()
+    return found
 
 
 def write(out: IO[str], parts: Iterable[Part], format: Format, model: str, dimensions: int) -> None:
