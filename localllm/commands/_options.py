@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import GenericAlias
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from localllm.fields import Option, options
 
 ModelOption = Annotated[
-    Optional[str],  # noqa: UP045  # typer reads it at run time on 3.10 too
+    str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="The model; with run, every word is then prompt."),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Fetch a model that is not here without asking.")]
@@ -31,7 +32,19 @@ EngineOption = Annotated[
         "--engine", help="auto (by the model's format), llama.cpp, onnx, or fake (answers with the file it is given)."
     ),
 ]
-SystemOption = Annotated[Optional[str], typer.Option("--system", "-s", help="The system prompt.")]  # noqa: UP045
+LinesOption = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", help="A text a line; - is standard input, which is read without texts anyway."),
+]
+SystemOption = Annotated[str | None, typer.Option("--system", "-s", help="The system prompt.")]
+
+
+def show_log(verbose: bool) -> None:
+    """Have the engine's log on stderr, where --verbose asks for it."""
+    if verbose:
+        from localllm.engines.native import log
+
+        log.verbose = True
 
 
 def with_options(*classes: type, without: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

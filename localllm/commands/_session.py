@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from localllm.commands._model import Model, resolve
+from localllm.commands._options import show_log
 from localllm.engines import open_engine
 from localllm.errors import UsageError
 from localllm.protocols import Engine
@@ -64,10 +65,7 @@ def open_session(
     settings = load_settings()
     model = resolve(name or settings.model, yes=yes)
     own = settings.of(model.name, name or settings.model)
-    if verbose:
-        from localllm.engines.native import log
-
-        log.verbose = True
+    show_log(verbose)
     layers = (model.sampling, advice or {}, own, given)
     sampling, limits, reasoning = build(Sampling, *layers), build(Limits, *layers), build(Reasoning, *layers)
     started = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def alias(
-    name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="The new name.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The new name.")] = None,
     reference: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Argument(metavar="MODEL", help="What it stands for: any name, file or owner/repo[:QUANT]."),
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Forget NAME.")] = False,

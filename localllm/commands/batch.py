@@ -9,7 +9,7 @@ from contextlib import ExitStack, closing
 from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from localllm.commands._options import (
     SystemOption,
     VerboseOption,
     YesOption,
+    show_log,
     with_options,
 )
 from localllm.errors import LocalLLMError, UsageError
@@ -32,30 +33,28 @@ if TYPE_CHECKING:
     from localllm.jobs.rows import Format, Row
     from localllm.protocols import Answers, Embedder, Engine
 
-PathOption = Optional[Path]  # noqa: UP045  # typer reads it at run time on 3.10 too
-
 
 @with_options(Form, Reasoning, Limits, Sampling, EngineOptions)
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="JSONL, CSV or lines; - is standard input.")],
     output: Annotated[
-        PathOption, typer.Option("--output", "-o", metavar="FILE", help="Where to append the answers; else stdout.")
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to append the answers; else stdout.")
     ] = None,
     prompt: Annotated[
-        Optional[str],  # noqa: UP045
+        str | None,
         typer.Option("--prompt", metavar="TEXT", help="The prompt, with {field} for a row's field."),
     ] = None,
     prompt_file: Annotated[
-        PathOption, typer.Option("--prompt-file", metavar="FILE", help="The same from a file.")
+        Path | None, typer.Option("--prompt-file", metavar="FILE", help="The same from a file.")
     ] = None,
     system: SystemOption = None,
     format: Annotated[str, typer.Option("--format", help="jsonl, csv or lines; else by the file's name.")] = "",
     parallel: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--parallel", min=1, max=200, help="Answers at once; as memory allows without it, at most 64."),
     ] = None,
     errors: Annotated[
-        PathOption, typer.Option("--errors", metavar="FILE", help="Where to write the failed rows.")
+        Path | None, typer.Option("--errors", metavar="FILE", help="Where to write the failed rows.")
     ] = None,
     retries: Annotated[int, typer.Option("--retries", min=0, max=100, help="Times a failed row is tried again.")] = 1,
     embed: Annotated[bool, typer.Option("--embed", help="Make a vector of each row's prompt, not an answer.")] = False,
@@ -77,10 +76,7 @@ def batch(
 
     if quiet:
         be_quiet()
-    if verbose:
-        from localllm.engines.native import log
-
-        log.verbose = True
+    show_log(verbose)
     kind = format_of(source, format)
     settings = load_settings()
     found = find_encoder(model, yes=yes) if embed else resolve(model or settings.model, yes=yes)

@@ -10,7 +10,7 @@ import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -77,8 +77,8 @@ _OF_PROMPTS = {"show", "path", "edit"}
 
 
 def completion(
-    shell: Annotated[Optional[str], typer.Argument(metavar="SHELL", help=", ".join(SCRIPTS))] = None,  # noqa: UP045
-    line: Annotated[Optional[str], typer.Option("--line", hidden=True)] = None,  # noqa: UP045
+    shell: Annotated[str | None, typer.Argument(metavar="SHELL", help=", ".join(SCRIPTS))] = None,
+    line: Annotated[str | None, typer.Option("--line", hidden=True)] = None,
     breaks: Annotated[str, typer.Option("--breaks", hidden=True)] = "",
 ) -> None:
     """Print a script that completes commands, options and models: source <(localllm completion bash)."""

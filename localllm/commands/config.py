@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ from localllm.settings import all_options, load_settings, settings_file
 config = typer.Typer(help="Show and change the settings.", no_args_is_help=True)
 _NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="An option by its name, such as top_k, or model.")]
 _ModelOption = Annotated[
-    Optional[str],  # noqa: UP045  # typer reads it at run time on 3.10 too
+    str | None,
     typer.Option("--model", "-m", metavar="MODEL", help="For this model only."),
 ]
 

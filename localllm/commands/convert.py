@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ from localllm.commands._options import QuietOption, YesOption
 from localllm.errors import UsageError
 
 OutputOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--output", "-o", metavar="FILE", help="Where to write; the model's name in this folder without it."),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace FILE where it is there already.")]

@@ -7,11 +7,19 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localllm.commands._options import ModelOption, QuietOption, VerboseOption, YesOption, with_options
+from localllm.commands._options import (
+    LinesOption,
+    ModelOption,
+    QuietOption,
+    VerboseOption,
+    YesOption,
+    show_log,
+    with_options,
+)
 from localllm.errors import UsageError
 from localllm.types import EngineOptions
 
@@ -28,18 +36,15 @@ _MOST_COMPARED = 2000  # texts of one matrix of similarities
 @with_options(EngineOptions, without=("template", "lora", "cache_type_k", "cache_type_v"))
 def embed(
     words: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(
             metavar="MODEL TEXT...", help="The first word is the model if it is one; every other is a text."
         ),
     ] = None,
     model: ModelOption = None,
-    file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--file", "-f", help="A text a line; - is standard input, which is read without texts anyway."),
-    ] = None,
+    file: LinesOption = None,
     output: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--output", "-o", metavar="FILE", help="Write to FILE.npy, .json, .jsonl or .csv."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
@@ -89,10 +94,7 @@ def embed(
     name, rest = split_model(words or [], model)
     texts = texts_of(rest, file)
     found = find_encoder(name, yes=yes)
-    if verbose:
-        from localllm.engines.native import log
-
-        log.verbose = True
+    show_log(verbose)
     started = time.perf_counter()
     options = build(EngineOptions, found.options, load_settings().given, given)
     with closing(open_embedder(found.path, options, pooling)) as embedder:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -43,11 +43,11 @@ def explain(
         typer.Option("--attention", help="Show which earlier tokens each token looks at.", rich_help_panel=ATTENTION),
     ] = False,
     layer: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--layer", min=0, help="One layer, from 0; all without it.", rich_help_panel=ATTENTION),
     ] = None,
     head: Annotated[
-        Optional[int],  # noqa: UP045
+        int | None,
         typer.Option("--head", min=0, help="One query head, from 0; all without it.", rich_help_panel=ATTENTION),
     ] = None,
     combine: Annotated[
@@ -55,7 +55,7 @@ def explain(
         typer.Option("--combine", help="Several layers and heads as mean, max or rollout.", rich_help_panel=ATTENTION),
     ] = "mean",
     out: Annotated[
-        Optional[Path],  # noqa: UP045
+        Path | None,
         typer.Option("--out", "-o", help="Write it as .html, .svg or .npz.", rich_help_panel=ATTENTION),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out's file.", rich_help_panel=ATTENTION)] = False,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from contextlib import closing
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localllm.commands._options import JsonOption, ModelOption, YesOption, with_options
+from localllm.commands._options import JsonOption, LinesOption, ModelOption, YesOption, with_options
 from localllm.errors import ModelNotFound, UsageError
 from localllm.types import EngineOptions
 
@@ -20,14 +19,11 @@ if TYPE_CHECKING:
                                       "flash_attention"))  # fmt: skip
 def fill_mask(
     words: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="MODEL TEXT", help="A folder or file of an ONNX model, and a text with [MASK] in it."),
     ] = None,
     model: ModelOption = None,
-    file: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--file", "-f", help="A text a line; - is standard input, which is read without a text anyway."),
-    ] = None,
+    file: LinesOption = None,
     top: Annotated[int, typer.Option("--top", min=1, max=1000, help="How many candidates for each mask.")] = 5,
     as_json: JsonOption = False,
     yes: YesOption = False,

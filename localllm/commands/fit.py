@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,7 +18,7 @@ CONTEXTS = (4096, 8192, 32768, 131072)
 def fit(
     reference: ReferenceArgument,
     context: Annotated[
-        Optional[list[int]],  # noqa: UP045
+        list[int] | None,
         typer.Option("--context", "-c", min=1, max=1 << 24, help="Tokens of context; may be repeated."),
     ] = None,
     type_k: Annotated[str, typer.Option("--cache-type-k", help="Type of the K cache.")] = "f16",

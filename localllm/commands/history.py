@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 history = typer.Typer(help="List, search, show, export and remove conversations.", invoke_without_command=True)
 _IdArgument = Annotated[str, typer.Argument(metavar="ID", help="As much of its id as is needed.")]
-_IdsArgument = Annotated[Optional[list[str]], typer.Argument(metavar="ID...", help="As much of each id as is needed.")]  # noqa: UP045
+_IdsArgument = Annotated[list[str] | None, typer.Argument(metavar="ID...", help="As much of each id as is needed.")]
 _LIMIT = 20
 
 
@@ -95,7 +95,7 @@ def export(
         str,
         typer.Option("--format", "-f", help="markdown, json (every branch) or jsonl; as the file is named without it."),
     ] = "",
-    output: Annotated[Optional[Path], typer.Option("--output", "-o", help="A file instead of stdout.")] = None,  # noqa: UP045
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file instead of stdout.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file.")] = False,
 ) -> None:
     """Write conversations, all of them without an ID, to stdout or into a file."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from localllm.jobs.imatrix import Imatrix
 
 TextOption = Annotated[
-    Optional[Path],  # noqa: UP045
+    Path | None,
     typer.Option("--text", metavar="FILE", help="The text; without it one that comes with Python."),
 ]
 ChunksOption = Annotated[int, typer.Option("--chunks", min=0, help="At most so many chunks; 0 takes all.")]

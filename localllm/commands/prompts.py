@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -73,7 +73,7 @@ def show(name: _NameArgument) -> None:
 
 @prompts.command()
 def path(
-    name: Annotated[Optional[str], typer.Argument(metavar="NAME", help="The folder of your own without it.")] = None,  # noqa: UP045
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The folder of your own without it.")] = None,
 ) -> None:
     """Print where a prompt lies, or where your own lie."""
     from localllm import prompts as house

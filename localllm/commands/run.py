@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -29,7 +29,7 @@ from localllm.types import CacheOptions, EngineOptions, Guessing, Limits, Reason
 @with_options(Asking, Output, Form, Limits, Sampling, Reasoning, EngineOptions, Guessing, CacheOptions)
 def run(
     words: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(
             metavar="MODEL PROMPT", help="The first word is the model if it is one; the rest is the prompt."
         ),

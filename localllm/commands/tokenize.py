@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import closing, nullcontext
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -15,13 +15,13 @@ from localllm.settings import load_settings
 from localllm.types import Message
 
 WordsArgument = Annotated[
-    Optional[list[str]],  # noqa: UP045
+    list[str] | None,
     typer.Argument(metavar="MODEL TEXT", help="The first word is the model if it is one; the rest is the text."),
 ]
-FileOption = Annotated[Optional[Path], typer.Option("--file", "-f", help="Read the text from a file; - is stdin.")]  # noqa: UP045
+FileOption = Annotated[Path | None, typer.Option("--file", "-f", help="Read the text from a file; - is stdin.")]
 ChatOption = Annotated[bool, typer.Option("--chat", help="Put the text through the chat template, as a user's.")]
 TemplateOption = Annotated[
-    Optional[str],  # noqa: UP045
+    str | None,
     typer.Option("--template", help="With --chat: auto, none, a built-in name, or a Jinja file."),
 ]
 

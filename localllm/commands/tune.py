@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,7 +29,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", re.IGNORECASE)
 def tune(
     source: Annotated[str, typer.Argument(metavar="SRC", help="A GGUF in F16, BF16 or F32, or a checkpoint.")],
     candidates: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="TYPE|FILE", help=f"What to compare (default {' '.join(TYPES)})."),
     ] = None,
     goal: Annotated[str, typer.Option("--goal", help="speed, balanced or quality.")] = "balanced",
@@ -40,9 +40,7 @@ def tune(
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Chunks of 512 tokens to compare on.")] = 4,
     use: Annotated[bool, typer.Option("--use", help="Keep the chosen one under the model's name.")] = False,
     keep: Annotated[bool, typer.Option("--keep", help="Keep every file that was made.")] = False,
-    plot: Annotated[
-        Optional[Path], typer.Option("--plot", metavar="FILE", help="Draw it as a .png or .svg.")  # noqa: UP045
-    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw it as a .png or .svg.")] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the files go; this folder without it.")
     ] = Path(),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def verify(
     references: Annotated[
-        Optional[list[str]],  # noqa: UP045
+        list[str] | None,
         typer.Argument(metavar="MODEL...", help="What to verify; everything that is here without it."),
     ] = None,
     fix: Annotated[bool, typer.Option("--fix", help="Fetch corrupt files again.")] = False,
