@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from localllm import overflow
 from localllm.errors import UsageError
 from localllm.history import Recorder
-from localllm.protocols import Engine
+from localllm.protocols import Engine, Resumable
 from localllm.text.attachments import Attachment
 from localllm.tree import Node, Tree, messages
 from localllm.types import Chunk, Limits, Message, Reasoning, Request, Sampling
@@ -63,6 +63,7 @@ class Conversation:
         self.recorder = recorder
         self.tree = tree or Tree()
         self.unanswered: Node | None = self._step_back()
+        self._resume()
 
     @property
     def turns(self) -> list[Message]:
@@ -109,11 +110,14 @@ class Conversation:
 
     def take_up(self, tree: Tree, system: str | None, recorder: Recorder | None) -> None:
         """Go on with another conversation in the place of this one."""
+        self.leave()
         self.tree, self.system, self.recorder = tree, system, recorder
         self.unanswered = self._step_back()
+        self._resume()
 
     def branch(self) -> None:
         """Go on in a new conversation that begins as this one; this one stays as it is."""
+        self.leave()
         self.tree = self.tree.copy()
         if self.recorder:
             self.recorder.begin()
@@ -128,20 +132,49 @@ class Conversation:
 
     def clear(self) -> None:
         """Begin a new conversation; the system prompt stays."""
+        self.leave()
         self.tree, self.unanswered = Tree(), None
         if self.recorder:
             self.recorder.begin()
 
     def forget(self) -> bool:
         """The same, and the present one is erased from the history; whether that had it. Raises HistoryError."""
+        name = self._name
         erased = self.recorder.erase() if self.recorder else False
+        if model := self._resumable:
+            model.drop(name)
         self.tree, self.unanswered = Tree(), None
         return erased
 
     def switch(self, engine: Engine, model: str) -> None:
-        """Go on with another model. Whoever opened the earlier engine closes it."""
+        """Go on with another model. Whoever opened the earlier engine leaves it (`leave`) and closes it."""
         self.engine, self.model = engine, model
+        self._resume()
         self._save()
+
+    def leave(self) -> None:
+        """Have the engine keep what it has evaluated, so that the conversation can go on from exactly there.
+
+        Something else is asked of the engine next, or it is closed. A conversation that the history does not have
+        leaves nothing.
+        """
+        if model := self._resumable:
+            model.keep(self._name) if self._name else model.drop("")
+
+    def _resume(self) -> None:
+        if (model := self._resumable) and self._name:
+            model.take_up(self._name)
+
+    @property
+    def _resumable(self) -> Resumable | None:
+        model = getattr(self.engine, "model", None)
+        return model if isinstance(model, Resumable) else None
+
+    @property
+    def _name(self) -> str:
+        """What the history calls the conversation; "" where it does not have it."""
+        recorder = self.recorder
+        return recorder.record.id if recorder and recorder.record and recorder.kept else ""
 
     def instruct(self, system: str | None) -> None:
         """Another system prompt, or none."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 from localllm.errors import LocalLLMError
 from localllm.types import Chunk, Request, Sampling
@@ -41,6 +41,22 @@ class Engine(Protocol):
     def stream(self, request: Request) -> Generator[Chunk, None, None]: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Resumable(Protocol):
+    """A model that keeps on disk what it has evaluated of a chat, so that the next process goes on from exactly there.
+
+    `chat` is the chat's name. Where nothing is kept on disk these do nothing.
+    """
+
+    def keep(self, chat: str) -> None: ...
+
+    def take_up(self, chat: str) -> None: ...
+
+    def drop(self, chat: str) -> None:
+        """Forget it, in memory and on disk."""
+        ...
 
 
 Key = TypeVar("Key")

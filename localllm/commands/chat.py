@@ -112,6 +112,9 @@ def open_chat(
         typed = None if private else data_directory() / "chat-history"
         run_chat(chat, typed, resumed.record.title if resumed else None)
     finally:
-        conversation.engine.close()
+        try:
+            conversation.leave()
+        finally:
+            conversation.engine.close()
         if history is not None:
             history.close()

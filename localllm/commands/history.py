@@ -131,6 +131,8 @@ def rm(
 ) -> None:
     """Erase conversations; asks first."""
     from localllm.commands._model import ask
+    from localllm.commands._session import prefix_folder
+    from localllm.engines.prefix_cache import forget
     from localllm.ui.progress import say
 
     if bool(ids) == everything:
@@ -145,7 +147,8 @@ def rm(
         if not ask(f"Erase {len(records)}? [y/N] ", default=False):
             raise LocalLLMError("nothing was removed", "--yes removes without asking")
     kept.remove([record.id for record in records])
-    say(f"{len(records)} erased; localllm cache clear removes what was kept of them evaluated")
+    forget(prefix_folder(), [record.id for record in records])
+    say(f"{len(records)} erased")
 
 
 def _readable(kept: History, records: list[Record]) -> list[tuple[Record, Tree]]:

@@ -48,7 +48,8 @@ class LlamaModel(Vocabulary):
         self._held: list[int] = []  # the tokens known to be in the KV cache
         self._touched = False  # whether there may be others
         self._ends: list[int] | None = None  # every token that ends an answer
-        self._restored = 0  # how many of those held came from the cache of prefixes
+        self._restored = 0  # how many of those held the cache of prefixes has
+        self._changed = False  # whether there is more or other than what it has under a chat's name
         self.prefixes: PrefixCache | None = None
         self.output = -1  # the token of the last batch whose logits are read next; -1 is its last
         self.ahead: list[int] = []  # guesses that were evaluated beyond those held
@@ -192,13 +193,47 @@ class LlamaModel(Vocabulary):
         self.clear()
         if length > self._llama.llama_n_ctx(self._context):
             self._make_context(length, n_outputs_max=1 + self.lookahead, **_ONE_SEQUENCE)
+        return self._rewind(tokens) if self._put(prefix) else 0
+
+    def _put(self, prefix: Prefix) -> bool:
+        """Hold a prefix in the place of what is held; whether llama.cpp takes it."""
+        self.clear()
         self._touched = True
         if not put_state(self._llama, self._context, prefix.state):
             log.take_errors()
             self.clear()
-            return 0
+            return False
         self._held, self._restored = list(prefix.tokens), len(prefix.tokens)
-        return self._rewind(tokens)
+        return True
+
+    def keep(self, chat: str) -> None:
+        """Have the cache keep all that was evaluated here under the name of a chat, and under no other."""
+        self._take_back()
+        # What an evaluation would not give (`shift`) no later prompt goes on from.
+        held = self._held[: self._held.index(-1)] if -1 in self._held else self._held
+        if self.prefixes is None or not held or not self._changed:
+            return
+        with self.interruptible():
+            if self._llama.llama_memory_seq_rm(self._memory, 0, len(held), -1):
+                state = take_state(self._llama, self._context)
+                self.prefixes.save(held, self._state_settings(self.context), state, chat)
+                self._held, self._restored, self._changed = held, len(held), False
+
+    def take_up(self, chat: str) -> None:
+        """Hold what `keep` kept under this name, bit by bit: what follows rounds as it would have without a break."""
+        if self.prefixes is None or not (
+            found := self.prefixes.find_chat(chat, self._state_settings(self.context), self.context - 1)
+        ):
+            return
+        if not self._context:
+            self.open_context()
+        self._changed = not self._put(found)
+
+    def drop(self, chat: str) -> None:
+        """Hold nothing any more, and have the cache forget what it kept under this name."""
+        self.clear()
+        if self.prefixes is not None:
+            self.prefixes.forget(chat)
 
     def _keep_prefix(self) -> None:
         """Have the cache keep what was evaluated here, if that is worth it."""
@@ -308,6 +343,7 @@ class LlamaModel(Vocabulary):
         if not same or forgotten or not api.llama_memory_seq_rm(self._memory, 0, same, -1):
             self.clear()
             return 0
+        self._changed = self._changed or same < len(self._held)
         self._held, self._restored = self._held[:same], min(self._restored, same)
         return same
 
@@ -317,7 +353,7 @@ class LlamaModel(Vocabulary):
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
             buffer = (ctypes.c_int32 * len(part))(*part)
-            self._touched = True
+            self._touched = self._changed = True
             self._raise_if_interrupted()
             batch = api.llama_batch_get_one(buffer, len(part))
             if every:

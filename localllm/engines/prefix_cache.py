@@ -2,7 +2,8 @@
 
 A file holds the tokens of a prompt (and of the answer to it) and the state that the engine had after them. It is found
 by the sha256 of the first BLOCK tokens and of everything that the state depends on, and of those that share it the one
-with the longest common beginning is taken. The user's texts can be read out of it: files are of mode 0600.
+with the longest common beginning is taken. What a chat has evaluated is found by the chat's name too, so that it goes
+on from exactly there. The user's texts can be read out of it: files are of mode 0600.
 
     magic (8 bytes)   HMAC-SHA256 of all that follows, with a secret of this folder (32)
     length of the description (uint32, little endian)   the description, JSON: key, model, tokens, state
@@ -20,7 +21,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ BLOCK = 256  # tokens; a shorter prompt is sooner evaluated than looked for
 _MAGIC = b"LLMKV\0\1\n"
 _MAC = 32
 _MOST_DESCRIPTION = 4096
+_CHAT = "chat-"
 _DISK_SHARE = 10  # the files never take more than this part of the disk's free space
 
 
@@ -87,14 +89,30 @@ class PrefixCache:
             path.unlink(missing_ok=True)
         return None
 
-    def save(self, tokens: Sequence[int], settings: str, state: memoryview) -> None:
-        """Keep a state; the least recently used ones make room for it. A full or read-only disk is no error."""
-        with suppress(OSError):
-            self._save(tokens, settings, state)
+    def find_chat(self, name: str, settings: str, most: int) -> Prefix | None:
+        """What was kept last under a chat's name, if it was by this model and with these settings."""
+        if (digest := self._digest(False)) is None:
+            return None
+        key = _key(digest, settings)
+        for path in _of_chat(self._folder, name):
+            held = _read_tokens(path, key)
+            if held is not None and len(held) <= 4 * most and (found := self._read(path, key)):
+                with suppress(OSError):
+                    os.utime(path)
+                return found
+        return None
 
-    def _save(self, tokens: Sequence[int], settings: str, state: memoryview) -> None:
+    def save(self, tokens: Sequence[int], settings: str, state: memoryview, chat: str = "") -> None:
+        """Keep a state; the least recently used ones make room for it. A full or read-only disk is no error.
+
+        A short one is worth its file under the name of a `chat` only, in the place of what was kept under it before.
+        """
+        with suppress(OSError):
+            self._save(tokens, settings, state, chat)
+
+    def _save(self, tokens: Sequence[int], settings: str, state: memoryview, chat: str) -> None:
         digest = self._digest(True)
-        if len(tokens) < BLOCK or digest is None:
+        if digest is None or (len(tokens) < BLOCK and not chat):
             return
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         key, packed = _key(digest, settings), _bytes(tokens)
@@ -104,14 +122,24 @@ class PrefixCache:
         if not self._make_room(_MAC + len(_MAGIC) + len(head) + len(state)):
             return
         beginning = _beginning(key, tokens)
-        path = self._folder / f"{beginning}-{hashlib.sha256(packed).hexdigest()[:16]}.kv"
+        ending = _ending(chat) if chat else hashlib.sha256(packed).hexdigest()[:16]
+        path = self._folder / f"{beginning}-{ending}.kv"
         with scratch(path) as beside:
             _write_private(beside, _MAGIC + self._mac(head, state) + head, state)
             beside.replace(path)  # a crash may leave it torn, which shows when it is read
-        for other in self._folder.glob(f"{beginning}-*.kv"):
-            held = _read_tokens(other, key)
-            if other != path and held is not None and packed.startswith(held):  # the new one can do what it can
+        for other in _of_chat(self._folder, chat) if chat else ():
+            if other != path:
                 other.unlink(missing_ok=True)
+        for other in self._folder.glob(f"{beginning}-*.kv"):
+            if other == path or _CHAT in other.name:
+                continue
+            held = _read_tokens(other, key)
+            if held is not None and packed.startswith(held):  # the new one can do what it can
+                other.unlink(missing_ok=True)
+
+    def forget(self, chat: str) -> None:
+        """Remove what was kept under a chat's name."""
+        forget(self._folder, [chat])
 
     def _read(self, path: Path, key: str) -> Prefix | None:
         """The prefix of a file, None where it is not whole and ours."""
@@ -191,6 +219,22 @@ def clear(folder: Path) -> int:
     return freed
 
 
+def forget(folder: Path, chats: Iterable[str]) -> None:
+    """Remove what was kept under the names of these chats."""
+    for chat in chats:
+        for path in _of_chat(folder, chat):
+            path.unlink(missing_ok=True)
+
+
+def _of_chat(folder: Path, chat: str) -> list[Path]:
+    return list(folder.glob(f"*-{_ending(chat)}.kv"))
+
+
+def _ending(chat: str) -> str:
+    """What the name of a chat's file ends with; a hash, for the name may come from a file that is not ours."""
+    return f"{_CHAT}{hashlib.sha256(chat.encode()).hexdigest()[:16]}"
+
+
 _HEAD = len(_MAGIC) + _MAC + 4
 
 
@@ -204,7 +248,7 @@ def _parse(head: bytes, size: int, key: str) -> tuple[int, int] | None:
     if described.get("key") != key or not isinstance(count, int) or not isinstance(state, int):
         return None
     start = _HEAD + length
-    return (start, count) if count >= BLOCK and state > 0 and start + 4 * count + state == size else None
+    return (start, count) if count > 0 and state > 0 and start + 4 * count + state == size else None
 
 
 def _read_tokens(path: Path, key: str) -> bytes | None:

@@ -13,8 +13,10 @@ from pathlib import Path
 import pytest
 
 from localllm.engines import open_engine
+from localllm.engines.llama_model import LlamaModel
+from localllm.engines.llama_state import take_state
 from localllm.engines.local import LocalEngine
-from localllm.engines.prefix_cache import BLOCK, PrefixCache, clear, entries
+from localllm.engines.prefix_cache import BLOCK, PrefixCache, clear, entries, forget
 from localllm.types import EngineOptions, Limits, Message, Request, Sampling, Usage
 from tests.support.command import localllm
 
@@ -127,6 +129,24 @@ def test_a_longer_one_replaces_its_beginning(tmp_path: Path) -> None:
     assert [(e.tokens, e.model) for e in entries(tmp_path)] == [(600, "a model")]
 
 
+def test_a_chat_is_found_by_its_name(tmp_path: Path) -> None:
+    kept = cache(tmp_path)
+    kept.save(TOKENS[:400], "s", STATE)
+    kept.save(TOKENS[:20], "s", STATE, "one")  # a short one too
+    kept.save(TOKENS[:500], "s", STATE, "two/*")
+    kept.save(TOKENS[:600], "s", memoryview(b"longer"), "one")
+    assert sorted(e.tokens for e in entries(tmp_path)) == [500, 600]  # nobody else's is replaced by a longer one
+    found = kept.find_chat("one", "s", MOST)
+    assert found is not None and (list(found.tokens), bytes(found.state)) == (TOKENS[:600], b"longer")
+    assert kept.find(TOKENS, "s", 0, MOST) == found
+    for name, settings, most in (("three", "s", MOST), ("*", "s", MOST), ("one", "other", MOST), ("one", "s", 599)):
+        assert kept.find_chat(name, settings, most) is None
+    assert cache(tmp_path, "cd" * 32).find_chat("one", "s", MOST) is None
+    forget(tmp_path, ["one", "three", "*"])
+    assert kept.find_chat("one", "s", MOST) is None
+    assert kept.find_chat("two/*", "s", MOST) is not None
+
+
 def test_places_that_cannot_be_written_are_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache(tmp_path / "file").save(TOKENS, "s", STATE)
@@ -134,6 +154,12 @@ def test_places_that_cannot_be_written_are_no_error(tmp_path: Path) -> None:
 
 
 DOCUMENT = "".join(pydoc_data.topics.topics.values())[:1300]
+
+
+def opened(model_path: Path, folder: Path) -> LlamaModel:
+    model = LlamaModel(model_path, EngineOptions(context=512), gpu_layers=0, threads=1)
+    model.prefixes = cache(folder)
+    return model
 
 
 def answer(model_path: Path, folder: Path, question: str, options: EngineOptions, tokens: int = 6) -> tuple[str, Usage]:
@@ -160,6 +186,37 @@ def test_the_model_goes_on_from_what_is_kept(model_path: Path, tmp_path: Path) -
     assert len(list(tmp_path.glob("*.kv"))) == 1
     tight = EngineOptions(threads=1, context=usage.prompt_tokens + 8)  # what is kept would not fit into it
     assert answer(model_path, tmp_path, "Who wrote this?", tight, 2)[1].reused_tokens == 0
+
+
+@pytest.mark.slow
+def test_a_chat_goes_on_bit_by_bit(model_path: Path, tmp_path: Path) -> None:
+    """What was evaluated token by token beyond 256 tokens, as answers are, goes on as it would have without a break."""
+    begun, resumed = (opened(model_path, tmp_path) for _ in range(2))
+    text = begun.tokenize(DOCUMENT, begin=False)
+    begun.prefill(text[:250])
+    for token in text[250:280]:
+        begun.feed(token)
+    begun.keep("a chat")
+    resumed.take_up("a chat")
+    assert bytes(take_state(begun._llama, resumed._context)) == bytes(take_state(begun._llama, begun._context))
+    for tokens in ([*text[:280], 5, 6, 7], [*text[:275], 5, 6, 7]):
+        assert begun.prefill(tokens) == resumed.prefill(tokens) == len(tokens) - 3
+        for token in (8, 9):
+            for model in (begun, resumed):
+                model.feed(token)
+            assert begun._logits_as_bytes() == resumed._logits_as_bytes()
+    for model in (begun, resumed):
+        model.close()
+
+
+def test_a_chat_that_is_dropped_leaves_nothing(model_path: Path, tmp_path: Path) -> None:
+    model = opened(model_path, tmp_path)
+    model.prefill(model.tokenize(DOCUMENT, begin=False)[:BLOCK])
+    model.keep("a chat")
+    assert only_file(tmp_path)
+    model.drop("a chat")
+    model.close()
+    assert not list(tmp_path.glob("*.kv"))
 
 
 def test_other_settings_and_damage_begin_cold(model_path: Path, tmp_path: Path) -> None:

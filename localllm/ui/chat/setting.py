@@ -38,6 +38,7 @@ def reopen(chat: Chat, name: str, given: dict[str, Any]) -> None:
     Where there is no memory for both, the present one is closed first, and opened again after a failure.
     """
     conversation, before = chat.conversation, chat.conversation.model
+    conversation.leave()
     try:
         opened = chat.open_model(name, given)
         conversation.engine.close()
