@@ -4,53 +4,64 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_command
 
 from localllm import __version__, errors
-from localllm.commands.alias import alias
-from localllm.commands.batch import batch
-from localllm.commands.bench import bench
-from localllm.commands.cache import cache
-from localllm.commands.chat import chat
-from localllm.commands.completion import completion
-from localllm.commands.config import config
-from localllm.commands.convert import convert
-from localllm.commands.doctor import doctor
-from localllm.commands.embed import embed
-from localllm.commands.evaluate import evaluate
-from localllm.commands.explain import explain
-from localllm.commands.export import export
-from localllm.commands.fill_mask import fill_mask
-from localllm.commands.fit import fit
-from localllm.commands.history import history
-from localllm.commands.imatrix import imatrix
-from localllm.commands.import_ import import_
-from localllm.commands.list_ import list_
-from localllm.commands.models import models
-from localllm.commands.prompts import prompts
-from localllm.commands.prune import prune
-from localllm.commands.pull import pull
-from localllm.commands.quantize import quantize
-from localllm.commands.register import register
-from localllm.commands.rm import rm
-from localllm.commands.run import run
-from localllm.commands.search import search
-from localllm.commands.show import show
-from localllm.commands.tokenize import tokenize
-from localllm.commands.tune import tune
-from localllm.commands.update import update
-from localllm.commands.verify import verify
 from localllm.signals import end_on_termination
 
+# Every command is a function, or an app of subcommands, called as its module of `localllm.commands`.
+PANELS = {
+    "Use": ("run", "chat", "batch", "embed", "fill_mask", "history", "prompts"),
+    "Look inside": ("tokenize", "explain"),
+    "Models": ("models", "search", "fit", "pull", "list_", "show", "alias", "register", "import_", "export", "update",
+               "verify", "rm", "prune"),
+    "Make": ("convert", "quantize", "imatrix", "evaluate", "tune"),
+    "Machine": ("bench", "doctor", "completion", "cache", "config"),
+}  # fmt: skip
 MAX_LINE = 2000  # of an error, in characters: what the user wrote may be a whole book
+
+
+class Commands(Mapping[str, Any]):
+    """The commands by their names, each imported when it is first asked for: a run needs no other."""
+
+    def __init__(self) -> None:
+        named = {m.rstrip("_").replace("_", "-"): (m, panel) for panel, ms in PANELS.items() for m in ms}
+        self._places, self._made = named, dict[str, Any]()
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._made:
+            self._made[name] = self._make(name, *self._places[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def _make(self, name: str, module: str, panel: str) -> Any:
+        found = getattr(import_module(f"localllm.commands.{module}"), module)
+        around = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+        if isinstance(found, typer.Typer):
+            around.add_typer(found, name=name, rich_help_panel=panel)
+        else:
+            around.command(name, rich_help_panel=panel)(found)
+        made: Any = get_command(around)
+        return made.commands[name] if isinstance(found, typer.Typer) else made
 
 
 class Group(TyperGroup):
     """Errors end here, whether the shell or a test runs the command."""
+
+    def __init__(self, **keywords: Any) -> None:
+        super().__init__(**keywords)
+        self.commands: Any = Commands()
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **keywords: Any) -> Any:
         words, debug = _take(list(sys.argv[1:] if args is None else args), "--debug")
@@ -177,23 +188,6 @@ def root(
         print(f"localllm {__version__}")
     elif context.invoked_subcommand is None:
         print(context.get_help())
-
-
-app.add_typer(cache, name="cache", rich_help_panel="Machine")
-for panel, commands in {
-    "Use": (run, chat, batch, embed, fill_mask),
-    "Look inside": (tokenize, explain),
-    "Models": (models, search, fit, pull, list_, show, alias, register, import_, export, update, verify, rm, prune),
-    "Make": (convert, quantize, imatrix, evaluate, tune),
-    "Machine": (bench, doctor, completion),
-}.items():
-    for command in commands:
-        app.command(command.__name__.rstrip("_").replace("_", "-"), rich_help_panel=panel)(command)
-
-
-app.add_typer(history, name="history", rich_help_panel="Use")
-app.add_typer(prompts, name="prompts", rich_help_panel="Use")
-app.add_typer(config, name="config", rich_help_panel="Machine")
 
 
 def main() -> None:

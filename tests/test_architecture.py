@@ -69,6 +69,7 @@ def test_nothing_heavy_is_imported(module: str) -> None:
 
 def test_a_run_imports_no_more_than_it_needs(model_path: Path) -> None:
     heavy = ["numpy", "onnxruntime", "huggingface_hub", "prompt_toolkit", "rich", "jinja2", "diskcache"]
+    heavy += ["localllm.commands.batch", "localllm.commands.tune", "localllm.hub.download"]
     code = (
         "import sys, os\nfrom localllm.cli import app\nsys.stdin = open(os.devnull)\n"
         f"try:\n    app(['run', '-m', {str(model_path)!r}, 'Hi', '-n', '1'])\n"

@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from localllm.hub.download import Event, Report
 from localllm.ui.render import visible
 from localllm.ui.units import size
+
+if TYPE_CHECKING:
+    from localllm.hub.download import Event, Report
 
 Style = Literal["auto", "quiet", "json"]
 
