@@ -14,7 +14,7 @@ import pytest
 
 import localllm
 from localllm import load
-from localllm.api import Model
+from localllm.api import Model, Seen
 from localllm.convert import gguf
 from localllm.errors import ModelNotFound, UsageError
 from tests.support import checkpoints, command, notebook
@@ -50,6 +50,7 @@ def test_the_notebook_runs_and_shows_what_it_says(model_path: Path) -> None:
     assert repr(names["model"]) == "<localllm model smollm2:135m, closed>"
 
 
+@pytest.mark.slow
 def test_it_answers_as_the_command_line_does(model: Model, model_path: Path) -> None:
     words = ("run", "-m", str(model_path), "Who are you?", "-n", "8", "--temperature", "0")
     answer = model.chat("Who are you?", max_tokens=8, temperature=0)
@@ -77,12 +78,15 @@ def test_tokens_probabilities_attention(model: Model) -> None:
     assert "perplexity" in explained._repr_html_()
     seen = model.attention("The cat sat", layer=3)
     assert seen.weights.shape == (1, 9, 3, 3) and np.abs(seen.weights.sum(axis=-1) - 1).max() < 1e-3
-    long = model.attention("x " * 300, layer=3)
+    assert seen._repr_html_().startswith("<svg") and seen.svg(3, 2).count('class="cell"') == 6
+    assert seen.html("a <b>").startswith("<!doctype html>") and "a &lt;b&gt;" in seen.html("a <b>")
+
+
+def test_a_long_text_is_no_picture() -> None:
+    long = Seen((5,) * 300, (b"x",) * 300, (False,) * 300, (3,), np.zeros((1, 2, 300, 300), np.float32))
     assert "<svg" not in long._repr_html_() and "too many for a picture" in long._repr_html_()
     with pytest.raises(UsageError, match="a picture has room for 256"):
         long.svg()
-    assert seen._repr_html_().startswith("<svg") and seen.svg(3, 2).count('class="cell"') == 6
-    assert seen.html("a <b>").startswith("<!doctype html>") and "a &lt;b&gt;" in seen.html("a <b>")
 
 
 def test_a_vocabulary_alone_tokenizes(tmp_path: Path, model_path: Path) -> None:

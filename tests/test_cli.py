@@ -38,6 +38,7 @@ def test_a_prompt_to_the_default_model() -> None:
     assert localllm("run", "What is gravity?", *SHORT).stdout == done.stdout
 
 
+@pytest.mark.slow
 def test_the_ways_to_name_a_model(model_path: Path) -> None:
     by_name = localllm("run", "smollm2:135m", "Hi", *SHORT).stdout
     assert by_name
@@ -52,6 +53,7 @@ def test_the_ways_to_name_a_model(model_path: Path) -> None:
         assert localllm("run", *words, *SHORT, "--temperature", "0.2", "--top-p", "0.9").stdout == by_name, words
 
 
+@pytest.mark.slow
 def test_standard_input_is_appended() -> None:
     joined = localllm("run", "Translate to French:\n\nGood morning", *SHORT).stdout
     assert localllm("run", "Translate to French:", *SHORT, input="Good morning").stdout == joined
@@ -64,11 +66,13 @@ def test_with_m_every_word_is_prompt() -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_system_prompt_changes_the_answer() -> None:
     greedy = ("Who are you?", "-n", "12", "--temperature", "0")
     assert localllm("run", *greedy).stdout != localllm("run", *greedy, "--system", "You are a pirate.").stdout
 
 
+@pytest.mark.slow
 def test_stop_and_environment() -> None:
     whole = localllm("run", "Count to five.", "-n", "20", "--temperature", "0").stdout
     stop = whole.strip()[5:8]
@@ -78,6 +82,7 @@ def test_stop_and_environment() -> None:
     assert by_variables.stdout == whole
 
 
+@pytest.mark.slow
 def test_verbose_shows_what_it_costs() -> None:
     done = localllm("run", "Hi", *SHORT, "--verbose")
     assert re.search(r"KV (buffer|self) size", done.stderr)
@@ -91,6 +96,7 @@ def test_a_model_without_a_template_says_so(without_template: Path) -> None:
     assert one_line(done.stderr) == "localllm: the model has no chat template; completing the text as it stands\n"
 
 
+@pytest.mark.slow
 def test_a_closed_standard_input_has_nothing_to_read(tmp_path: Path) -> None:
     (tmp_path / "s").write_text("Hi.", encoding="utf-8")
     for words, code in ((["run", "x"], 0), (["chat"], 2), (["batch", "-"], 0)):
@@ -159,6 +165,7 @@ def test_each_error_is_a_line_with_a_way_out(words: tuple[str, ...], code: int, 
     assert re.search(line, one_line(done.stderr)), done.stderr
 
 
+@pytest.mark.slow
 def test_files_that_are_no_models(tmp_path: Path, model_path: Path) -> None:
     text, cut, fake = tmp_path / "text.gguf", tmp_path / "cut.gguf", tmp_path / "arch.gguf"
     text.write_text("hello")
@@ -307,6 +314,7 @@ def test_the_first_run_fetches_checks_and_answers(tmp_path: Path) -> None:
 # The other commands
 
 
+@pytest.mark.slow
 def test_version_and_help() -> None:
     assert localllm("--version").stdout == f"localllm {__version__}\n"
     for words in ((), ("--help",), ("-h",)):
@@ -328,6 +336,7 @@ def test_models() -> None:
     assert [line.split()[1] for line in lines if line.startswith("*")] == ["smollm2:135m"]
 
 
+@pytest.mark.slow
 def test_bench() -> None:
     words = ("bench", "smollm2", "-p", "32,64", "-n", "8", "-r", "2", "-t", "2")
     rows = json.loads(localllm(*words, "--json").stdout)
@@ -345,6 +354,7 @@ def test_bench() -> None:
     assert len({len(line) for line in table}) == 1
 
 
+@pytest.mark.slow
 def test_doctor(home: Path) -> None:
     report = json.loads(localllm("doctor", "--json").stdout)
     assert report["machine"]["memory"] > 1 << 28

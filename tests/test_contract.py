@@ -134,6 +134,7 @@ def test_line_logprobs_n() -> None:
     assert localllm(*words, "--logprobs", "3").returncode == 2
 
 
+@pytest.mark.slow
 def test_line_stop_text(script: Callable[[str], str]) -> None:
     path = script("one two three")
     assert localllm(*FAKE, path, "x", "--stop", " th", "--strict").stdout == "one two\n"
@@ -307,6 +308,7 @@ def test_a_signal_that_is_to_be_ignored_is_ignored(number: int) -> None:
         assert (process.wait(timeout=60), (first + rest).count(b"\n") > 0) == (0, True)
 
 
+@pytest.mark.slow
 def test_code_141() -> None:
     line = " ".join(COMMAND) + " run Story --ignore-eos </dev/null | head -c 20"
     done = subprocess.run(["bash", "-c", f"{line}; echo ${{PIPESTATUS[0]}} >&2"], capture_output=True, timeout=60)

@@ -118,6 +118,7 @@ def test_blocks_taller_than_the_screen() -> None:
     assert [line for line in lines if line] == [f"line {n}" for n in range(200)]
 
 
+@pytest.mark.slow
 def test_a_long_paragraph_is_shown_once_whatever_its_source_looks_like() -> None:
     """What is shown of an entity stands nowhere in the source, so no row's place in it is known."""
     for piece, shown in (("&lt;br&gt; and so on ", "<br>andsoon"), ("**x** &lt;", "x<"), ("&amp;&lt;", "&<")):
@@ -154,6 +155,7 @@ def test_what_may_change_stays_small(kind: str) -> None:
     assert max(sizes) < 40_000 and max(sizes[len(sizes) // 2 :]) < 1.5 * max(sizes[: len(sizes) // 2])
 
 
+@pytest.mark.slow
 def test_one_push_of_a_megabyte() -> None:
     for text in ("word " * 200_000, "x" * 1_000_000, "```\n" + "y" * 1_000_000, "|" * 300_000, "[" * 20_000):
         screen = Screen()

@@ -55,6 +55,7 @@ def test_an_answer_cannot_touch_the_terminal(home: Path, tmp_path: Path) -> None
         assert hostile not in raw
 
 
+@pytest.mark.slow
 def test_markdown_is_drawn(home: Path, tmp_path: Path) -> None:
     script = tmp_path / "s"
     script.write_text(
