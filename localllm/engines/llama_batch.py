@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CELLS = 256  # llama.cpp makes the caches multiples of this
 _SHARED = 0  # the sequence of the common prefix; the others follow
+_AT_ONCE = 512  # tokens; what llama.cpp makes of a longer batch (its n_ubatch)
 UNLIMITED = 2048  # tokens that room is made for where an answer has no limit
 _LEAST_SHARED = 4  # tokens; fewer are not worth a copy
 
@@ -51,6 +52,14 @@ class Sequences(LlamaModel):
         if self._batch is None:
             self._batch = self._llama.llama_batch_init(BATCH, 0, 1)
         return [SequenceView(self, number, length) for number in range(1, count + 1)]
+
+    def arrange(self, views: Sequence[SequenceView]) -> None:
+        """Prompts that have just been given to these sequences: those of one length become neighbours (`evaluate`)."""
+        numbers = sorted(view.number for view in views)
+        for view, number in zip(sorted(views, key=lambda view: len(view.waiting)), numbers, strict=True):
+            if view.number != number:
+                view.number = number
+                view.prefill(self._shared[: view.held] + view.waiting)
 
     def begin(self, number: int, tokens: Sequence[int]) -> int:
         """Empty a sequence, and give it what is shared if `tokens` begin so; returns how many tokens it has then."""
@@ -82,13 +91,19 @@ class Sequences(LlamaModel):
 
         Each of these knows by `output` where they are.
         """
-        room, parts = BATCH, {}
-        for view in sorted(views, key=lambda view: len(view.waiting)):  # those that only need one token first
+        # Prompts first, so that all go on together afterwards. llama.cpp splits a batch where the numbers of sequences
+        # leave a gap, and where lengths differ: neighbours go together, and none in two parts that fits into one.
+        prompts = [view for view in views if len(view.waiting) > 1]
+        room = _AT_ONCE if prompts else BATCH
+        parts: dict[SequenceView, list[int]] = {}
+        for view in sorted(prompts or views, key=lambda view: view.number):
+            if parts and len(view.waiting) > room:
+                break
             parts[view] = view.take(room)
             room -= len(parts[view])
         batch: list[tuple[int, int, int, bool]] = []
         ready = []
-        for view in sorted(views, key=lambda view: view.number):  # llama.cpp computes neighbours together
+        for view in parts:
             start, last = view.held - len(parts[view]), len(parts[view]) - 1
             whole = last >= 0 and not view.waiting
             batch += [(t, start + i, view.number, whole and i == last) for i, t in enumerate(parts[view])]

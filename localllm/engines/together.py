@@ -104,6 +104,7 @@ class _Run(Generic[Key]):
                 begun.append(view)
             else:
                 self._free.append(view)
+        self._model.arrange(begun)
         self._model.share(begun)
 
     def _begin(self, view: SequenceView, key: Key, request: Request) -> Generator[tuple[Key, Outcome], None, bool]:
