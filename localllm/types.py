@@ -176,7 +176,11 @@ class CacheOptions:
 class Guessing:
     """What may be guessed ahead and checked by the model (`engines/speculation.py`)."""
 
-    speculate: bool = option(True, "Guess ahead where a text repeats itself; the answer is the same, and comes faster.")
+    speculate: str = option(
+        "exact",
+        "Guess where a text repeats itself: exact (the answer is the same), loose (wherever it is faster), or off.",
+        choices=("exact", "loose", "off"),
+    )
     draft: str | None = option(None, "A small MODEL of the same vocabulary that guesses for a large one.")
 
     def __post_init__(self) -> None:

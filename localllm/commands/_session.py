@@ -109,8 +109,8 @@ def allow_guesses(engine: Engine, guessing: Guessing, options: EngineOptions, *,
         return
     from localllm.engines.speculation import SIZES
 
-    if guessing.speculate or guessing.draft is not None:
-        allow(SIZES[-1] - 1)
+    if guessing.speculate != "off" or guessing.draft is not None:
+        allow(SIZES[-1] - 1, exact=guessing.speculate != "loose")
     if guessing.draft is not None:
         from localllm.engines.llama_cpp import open_draft
 

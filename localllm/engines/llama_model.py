@@ -20,6 +20,7 @@ from localllm.engines.llama_errors import context_error, load_error
 from localllm.engines.llama_state import put_state, settings_of_state, take_state
 from localllm.engines.native import llama, log
 from localllm.engines.prefix_cache import BLOCK, Prefix, PrefixCache
+from localllm.engines.proofs import Proofs
 from localllm.engines.vocabulary import Vocabulary, keep_accents
 from localllm.errors import BadModelFile, ContextOverflow, EngineError
 from localllm.formats.gguf import TYPE_IDS, read_header
@@ -53,8 +54,8 @@ class LlamaModel(Vocabulary):
         self.prefixes: PrefixCache | None = None
         self.output = -1  # the token of the last batch whose logits are read next; -1 is its last
         self.ahead: list[int] = []  # guesses that were evaluated beyond those held
-        self.lookahead = 0  # how many there may be
-        self._exact: set[int] = set()  # sizes of batches that give what single steps do
+        self._most_ahead = 0  # how many there may be
+        self._proofs: Proofs | None = None  # which batches of them give what single steps do, where that matters
         self.abort = AbortFlag()
         try:
             with self.interruptible():
@@ -97,7 +98,7 @@ class LlamaModel(Vocabulary):
         self.ahead, self.output = [], -1
         length = length or self.context
         self._make_context(
-            length, n_outputs_max=1 + self.lookahead, **_ONE_SEQUENCE
+            length, n_outputs_max=1 + self._most_ahead, **_ONE_SEQUENCE
         )  # room for a row of logits a prompt token would cost 100 MB and more
         self.context = length
 
@@ -140,11 +141,22 @@ class LlamaModel(Vocabulary):
             scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
             api.llama_set_adapters_lora(self._context, adapters, count, scales)
 
-    def allow_guesses(self, count: int) -> None:
-        """Let `count` guesses be evaluated at once, where they can be taken back: in a cache that keeps every token."""
+    def allow_guesses(self, count: int, *, exact: bool = True) -> None:
+        """Let `count` guesses be evaluated at once, where they can be taken back: in a cache that keeps every token.
+
+        `exact` allows only batches that give the bits of single steps, so that guesses change no answer.
+        """
         api = self._llama
         kept = not (self._window or api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
-        self.lookahead = count if kept else 0
+        self._most_ahead = count if kept else 0
+        self._proofs = Proofs(1 + count) if kept and exact else None
+
+    @property
+    def lookahead(self) -> int:
+        """How many guesses may be evaluated at once now."""
+        if self._proofs is None:
+            return self._most_ahead
+        return min(self._most_ahead, self._proofs.limit(len(self._held)) - 1)
 
     def describe(self) -> ModelDescription:
         api = self._llama
@@ -171,6 +183,7 @@ class LlamaModel(Vocabulary):
             raise ContextOverflow(len(tokens), self.context, self.trained_context)
         if not self._context:
             self.open_context()
+        self._forget_rows()
         reused = self._rewind(tokens)
         if self.prefixes is not None and (
             found := self.prefixes.find(tokens, self._state_settings(self.context), reused, self._longest - 1)
@@ -192,7 +205,7 @@ class LlamaModel(Vocabulary):
             return self._rewind(tokens)
         self.clear()
         if length > self._llama.llama_n_ctx(self._context):
-            self._make_context(length, n_outputs_max=1 + self.lookahead, **_ONE_SEQUENCE)
+            self._make_context(length, n_outputs_max=1 + self._most_ahead, **_ONE_SEQUENCE)
         return self._rewind(tokens) if self._put(prefix) else 0
 
     def _put(self, prefix: Prefix) -> bool:
@@ -255,47 +268,61 @@ class LlamaModel(Vocabulary):
         else:
             self._take_back()
             self._decode([token])
+        self._keep_row()
 
     def feed_ahead(self, token: int, guess: Sequence[int]) -> None:
         """Evaluate a token and some that may follow it; `feed` then takes those for granted that are the same.
 
-        Some weights are multiplied by other code from some size of a batch on, which rounds otherwise. The first batch
-        of each size is compared with a single step; where the logits differ in a bit, later ones are smaller.
+        There may be as many as `clear_ahead` said.
         """
-        if not guess or len(guess) > self.lookahead:
+        if not guess:
             self.feed(token)
-        elif 1 + len(guess) in self._exact:
-            self._evaluate_ahead(token, guess)
         else:
-            self._compare(token, guess)
+            self._take_back()
+            self._decode([token, *guess], every=True)
+            del self._held[-len(guess) :]
+            self.ahead, self.output = list(guess), 0
+            self._keep_row()
         self._llama.llama_synchronize(self._context)
 
-    def _evaluate_ahead(self, token: int, guess: Sequence[int]) -> None:
-        self._take_back()
-        self._decode([token, *guess], every=True)
-        del self._held[-len(guess) :]
-        self.ahead, self.output = list(guess), 0
+    def clear_ahead(self, count: int) -> int:
+        """How many of `count` guesses may be evaluated now: all or none.
 
-    def _compare(self, token: int, guess: Sequence[int]) -> None:
-        """The same, or the token alone where the batch does not give what a single step does."""
-        self.feed(token)
-        alone = self._logits_as_bytes()
-        self._forget_last()
-        self._evaluate_ahead(token, guess)
-        if self._logits_as_bytes() == alone:
-            self._exact.add(1 + len(guess))
-            return
-        self.lookahead = len(guess) - 1
+        Where it is not known yet whether so large a batch gives the bits of single steps, the last tokens are evaluated
+        again in one, to find out; and where it does not, once more one by one.
+        """
+        proofs, size = self._proofs, 1 + count
+        if proofs is None or proofs.allows(size, len(self._held)):
+            return count
         self._take_back()
-        self._forget_last()
-        self.feed(token)
+        again = proofs.next(size, len(self._held))
+        if again:
+            tokens = self._held[-again:]
+            self._forget_last(again)
+            self._decode(tokens, every=True)
+            if not proofs.compare([self._row(i) for i in range(again)], len(self._held)):
+                self._forget_last(again)
+                for token in tokens:
+                    self._decode([token])
+        return count if proofs.allows(size, len(self._held)) else 0
 
-    def _logits_as_bytes(self) -> bytes:
-        logits = self._llama.llama_get_logits_ith(self._context, self.output)
+    def _keep_row(self) -> None:
+        if self._proofs is not None:
+            if self._proofs.wants_rows(len(self._held)):
+                self._proofs.rows.append(self._row(self.output))
+            else:
+                self._proofs.rows.clear()
+
+    def _forget_rows(self) -> None:
+        if self._proofs is not None:
+            self._proofs.rows.clear()
+
+    def _row(self, output: int) -> bytes:
+        logits = self._llama.llama_get_logits_ith(self._context, output)
         return ctypes.string_at(logits, 4 * self.vocabulary_size)
 
-    def _forget_last(self) -> None:
-        self._held.pop()
+    def _forget_last(self, count: int) -> None:
+        del self._held[-count:]
         self._llama.llama_memory_seq_rm(self._memory, 0, len(self._held), -1)
 
     def _take_back(self) -> None:
@@ -312,6 +339,7 @@ class LlamaModel(Vocabulary):
         so no later prompt may reuse them: they stand in `_held` as an id that no token has.
         """
         self._take_back()
+        self._forget_rows()
         api, memory = self._llama, self._memory
         if not api.llama_memory_can_shift(memory) or not api.llama_memory_seq_rm(memory, 0, keep, keep + discard):
             return False

@@ -12,6 +12,7 @@ from localllm.engines import open_engine
 from localllm.engines.llama_cpp import open_draft
 from localllm.engines.llama_model import LlamaModel
 from localllm.engines.local import LocalEngine
+from localllm.engines.proofs import Proofs
 from localllm.engines.speculation import SIZES, Lookup, Pace
 from localllm.errors import UsageError
 from localllm.types import Constraint, EngineOptions, Limits, Message, Request, Sampling, Usage
@@ -170,24 +171,74 @@ def test_probabilities_are_those_of_single_steps(engines: tuple[LocalEngine, Loc
     assert [s.chosen.logprob for s in one] == pytest.approx([s.chosen.logprob for s in other], abs=0.05)
 
 
-def test_batches_that_round_otherwise_are_not_used(model_path: Path) -> None:
-    """Whatever this processor's code does: what is allowed gives the bits of single steps."""
-    model = LlamaModel(model_path, EngineOptions(threads=1, context=128), gpu_layers=0, threads=1)
-    model.allow_guesses(SIZES[-1] - 1)
-    tokens = model.tokenize(LINE, begin=True)
-    prompt, text = tokens[:8], tokens[8:14]
+@pytest.mark.parametrize(("start", "threads"), [(9, 1), (230, 2), (280, 2)])
+def test_batches_that_round_otherwise_are_not_used(start: int, threads: int, model_path: Path) -> None:
+    """Whatever this processor's code does: what is allowed gives the bits of single steps, in caches of any length.
+
+    Every batch that is allowed is compared in all its rows, whether its guesses are right or wrong.
+    """
+    model = LlamaModel(model_path, EngineOptions(threads=threads, context=512), gpu_layers=0, threads=threads)
+    tokens = model.tokenize(LINE * 30, begin=True)
+    prompt, text = tokens[:start], tokens[start : start + 90]
     model.prefill(prompt)
     single = []
     for token in text:
         model.feed(token)
         single.append(model.logits().tobytes())
-    for size in (2, 4, 6):
-        model.clear()
-        model.prefill(prompt)
-        for index in range(size):
-            if index:
-                model.feed(text[index])
-            else:
-                model.feed_ahead(text[0], text[1:size])
-            assert model.logits().tobytes() == single[index], (size, index)
+    model.clear()
+    model.allow_guesses(SIZES[-1] - 1)
+    model.open_context()
+    model.prefill(prompt)
+    draw, index, sizes = random.Random(1), 0, set()
+    while index < len(text):
+        wanted = min(draw.choice(SIZES), 1 + model.lookahead, len(text) - index)
+        guess = text[index + 1 : index + wanted]
+        if draw.random() < 0.3 and guess:
+            guess[-1] = 7
+        guess = guess[: model.clear_ahead(len(guess))]
+        sizes.add(1 + len(guess))
+        model.feed_ahead(text[index], guess)
+        assert model.logits().tobytes() == single[index], (index, guess)
+        index += 1
+        while model.ahead and index < len(text) and model.ahead[0] == text[index]:
+            model.feed(text[index])
+            assert model.logits().tobytes() == single[index], (index, guess)
+            index += 1
+    assert start > 240 or max(sizes) > 1
     model.close()
+
+
+def test_proofs() -> None:
+    """In a cache of one block and in a longer one; a token between the two proves nothing."""
+    proofs = Proofs(16)
+    assert (proofs.limit(0), proofs.limit(1000)) == (16, 16)
+    assert not proofs.allows(2, 100)
+    assert proofs.next(2, 100) == 0  # nothing is known of single steps
+    proofs.rows.extend(bytes([i]) for i in range(16))
+    assert proofs.next(16, 100) == 4  # the least that other code may multiply
+    assert proofs.compare(list(proofs.rows)[-4:], 100)
+    assert proofs.allows(4, 100)
+    assert not proofs.allows(4, 250)
+    assert proofs.next(16, 100) == 16
+    assert proofs.compare(list(proofs.rows), 100)
+    assert not proofs.wants_rows(100)
+    assert proofs.wants_rows(1000)
+    assert proofs.next(4, 258) == 0
+    assert proofs.next(4, 260) == 4
+    assert not proofs.compare([b"x", *list(proofs.rows)[-3:]], 260)
+    assert (proofs.limit(240), proofs.limit(1000)) == (16, 3)
+    assert proofs.next(3, 263) == 3
+    assert not proofs.compare([b"x"] * 3, 263)
+    assert (proofs.limit(240), proofs.limit(241)) == (16, 1)
+    assert not proofs.wants_rows(263)
+
+
+def test_loose_guesses_go_on_in_a_long_cache(model_path: Path) -> None:
+    options = EngineOptions(threads=2, context=512)
+    request = ask(LINE * 15 + REPEAT, limits=Limits(max_tokens=40, ignore_eos=True))
+    engine = open_engine("llama.cpp", model_path, options)
+    engine.model.allow_guesses(SIZES[-1] - 1, exact=False)
+    usage = answer(engine, request)[2]
+    assert usage.prompt_tokens > 256
+    assert usage.accepted_tokens > 10
+    engine.close()
