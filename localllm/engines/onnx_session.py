@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from localllm.engines import providers
+from localllm.engines.interrupt import Flag, abort_on_interrupt
 from localllm.errors import BadModelFile, EngineError, LocalLLMError, OutOfMemory
 from localllm.formats.onnx import Model
 from localllm.formats.onnx_edit import Edited
@@ -26,6 +27,22 @@ class Opened:
     session: Any
     provider: str
     notices: tuple[str, ...]
+
+
+class _LoadFlag(Flag):
+    """ONNX Runtime looks at it while it optimizes a graph and packs weights; it loads without Python's lock."""
+
+    def __init__(self, options: Any) -> None:
+        super().__init__()
+        self._options, self._up = options, False
+
+    @property
+    def is_up(self) -> bool:
+        return self._up
+
+    def set(self, up: bool) -> None:
+        self._up = up
+        self._options.set_load_cancellation_flag(up)
 
 
 def runtime() -> Any:
@@ -52,7 +69,7 @@ def open_session(
 ) -> Opened:
     """A session on the first of the providers that starts; `edited` is what to open in the file's place.
 
-    Raises BadModelFile, OutOfMemory, EngineError.
+    Raises BadModelFile, OutOfMemory, EngineError, KeyboardInterrupt.
     """
     notices = []
     for position, name in enumerate(names):
@@ -80,10 +97,14 @@ def _session(model: Model, edited: Edited | None, provider: str, threads: int, *
         source = edited.data
         options.add_session_config_entry(_FOLDER, str(edited.folder))
     wanted = dict.fromkeys((providers.full_name(provider), "CPUExecutionProvider"))
-    try:
-        return ort.InferenceSession(source, options, providers=list(wanted), enable_fallback=0)
-    except Exception as error:  # pybind's exceptions have no common ancestor but this
-        raise _load_error(model.path, str(error)) from None
+    flag = _LoadFlag(options)
+    with abort_on_interrupt(flag):
+        try:
+            return ort.InferenceSession(source, options, providers=list(wanted), enable_fallback=0)
+        except Exception as error:  # pybind's exceptions have no common ancestor but this
+            if flag.is_up:
+                raise KeyboardInterrupt from error
+            raise _load_error(model.path, str(error)) from None
 
 
 def _load_error(path: Path, message: str) -> LocalLLMError:
