@@ -1,9 +1,10 @@
 """An ONNX model edited in memory: logits of the last position only, data where they really lie.
 
 A prompt of 512 tokens wants one row of logits, and the product with the vocabulary's matrix is a fifth of the work of a
-small model. A Gather of the last position goes before that product; the rest stays byte for byte what it is. Constants
-inside of the file are named as external data of the file itself, so that they are mapped and not copied, whatever their
-size. In the Hub's cache files are links to others, which ONNX Runtime refuses: there the others are named.
+small model. A Gather of the last position goes before that product, or before all that works on each position by itself
+since the last attention; the rest stays byte for byte what it is. Constants inside of the file are named as external
+data of the file itself, so that they are mapped and not copied, whatever their size. In the Hub's cache files are links
+to others, which ONNX Runtime refuses: there the others are named.
 """
 
 from __future__ import annotations
@@ -19,8 +20,15 @@ from localllm.formats.protobuf import Buffer, Field, encoded, fields, text
 _GRAPH, _NODES, _CONSTANTS, _OUTPUTS = 7, 1, 5, 12
 _PRODUCTS = {"MatMul", "FusedMatMul", "MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
 _SINGLE = {"Cast", "Mul", "Div", "Add", "Tanh", "Identity", "Clip", "Where", "FusedMatMulActivation"}
+# Operators that work on each position by itself, where the axis that they name is the last. What they take and give has
+# three dimensions, as the logits have, and the position is the second.
+_ALONE = {
+    "MatMul", "FusedMatMul", "MatMulNBits", "SkipSimplifiedLayerNormalization", "SkipLayerNormalization", "Mul",
+    "Sigmoid", "SimplifiedLayerNormalization", "QuickGelu", "Gelu", "FastGelu", "Add", "Split", "AveragePool",
+}  # fmt: skip
+_WIDE = {"GroupQueryAttention", "MultiHeadAttention", "Attention", *_ALONE}
 _SMALL = 1024  # bytes of a constant that stays inside
-_LAST, _PICKED = "localllm/last", "localllm/last_position"
+_LAST, _PICKED = "localllm/last", "localllm/last/"
 _INT32, _INT64 = 6, 7
 
 
@@ -41,11 +49,12 @@ def edited(model: Model, logits: str | None) -> Edited | None:
     product = _product(model, logits) if logits else None
     if product is None and not model.path.is_symlink():
         return None
+    tail = _tail(model, product) if product else None
     with model.path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         parts = []
         for one in fields(data, 0, len(data)):
             if one.number == _GRAPH:
-                parts.append(encoded(_GRAPH, b"".join(_graph(data, one, model, product, logits or ""))))
+                parts.append(encoded(_GRAPH, b"".join(_graph(data, one, model, tail, logits or ""))))
             else:
                 parts.append(data[one.begin : one.stop])
         return Edited(b"".join(parts), model.path.resolve().parent, product is not None)
@@ -77,37 +86,109 @@ def _product(model: Model, logits: str) -> Node | None:
     return None
 
 
+@dataclass(slots=True)
+class _Tail:
+    """Nodes that need see the last position only, by their outputs, and the values that come into them from before.
+
+    `missing` are those of these values of which the last position has not been taken yet.
+    """
+
+    nodes: set[tuple[str, ...]]
+    missing: set[str]
+    picked: frozenset[str] = frozenset()
+
+    def __post_init__(self) -> None:
+        self.picked = frozenset(self.missing)
+
+
+def _tail(model: Model, product: Node) -> _Tail:
+    """The nodes between the last attention and the logits, as far as they are known to work on each position alone."""
+    constants = set(model.tensors) | {o for n in model.nodes if n.operator == "Constant" for o in n.outputs}
+    makers = {output: node for node in model.nodes for output in node.outputs if output}
+    left_out: set[tuple[str, ...]] = set()
+    while True:
+        inside = _ending(model, product, constants, left_out)
+        own = {output for node in inside for output in node.outputs}
+        coming = {node.outputs: {n for n in _rows(node) if n and n not in constants} - own for node in inside}
+        unclear = {
+            outputs
+            for outputs, names in coming.items()
+            if outputs != product.outputs and any(n not in makers or makers[n].operator not in _WIDE for n in names)
+        }
+        if not unclear:
+            return _Tail(set(coming), set().union(*coming.values()))
+        left_out |= unclear
+
+
+def _ending(model: Model, product: Node, constants: set[str], left_out: set[tuple[str, ...]]) -> list[Node]:
+    """The product, and the nodes before it that nothing but these nodes needs."""
+    results = {value.name for value in model.outputs}
+    users: dict[str, set[tuple[str, ...]]] = {}
+    for node in model.nodes:
+        for name in node.inputs:
+            users.setdefault(name, set()).add(node.outputs)
+    inside = {product.outputs: product}
+    for node in reversed(model.nodes):  # a node stands behind those that make its inputs
+        used = {user for output in node.outputs if output for user in users.get(output, ())}
+        if (
+            node.operator in _ALONE
+            and used
+            and used <= inside.keys() - left_out
+            and node.outputs not in left_out
+            and not results & set(node.outputs)
+            and _is_alone(node, constants)
+        ):
+            inside[node.outputs] = node
+    return list(inside.values())
+
+
+def _is_alone(node: Node, constants: set[str]) -> bool:
+    axis = node.attributes.get("axis", 0 if node.operator == "Split" else -1)
+    weights = node.inputs[1:] if node.operator in _PRODUCTS else ()
+    turned = node.attributes.get("transA") or node.attributes.get("transBatchA")
+    return axis in (-1, 2) and not turned and all(not name or name in constants for name in weights)
+
+
+def _rows(node: Node) -> tuple[str, ...]:
+    """The inputs of a node that have positions, among them constants."""
+    return node.inputs[:1] if node.operator in _PRODUCTS else node.inputs
+
+
 def _is_scale(node: Node | None) -> bool:
     """Whether a value is the scale that belongs to numbers quantized at run time."""
     return node is not None and node.operator == "Mul" and "scale" in " ".join((*node.inputs, *node.outputs)).lower()
 
 
-def _graph(data: Buffer, graph: Field, model: Model, product: Node | None, logits: str) -> Iterator[bytes]:
+def _graph(data: Buffer, graph: Field, model: Model, tail: _Tail | None, logits: str) -> Iterator[bytes]:
     for one in fields(data, graph.start, graph.stop):
         if one.number == _CONSTANTS:
             yield _outside(data, one, model)
-        elif product is None:
+        elif tail is None:
             yield data[one.begin : one.stop]
-        elif one.number == _NODES and _outputs(data, one) == product.outputs:
-            picked = encoded(1, product.inputs[0]) + encoded(1, _LAST) + encoded(2, _PICKED) + encoded(4, "Gather")
-            picked += encoded(3, _PICKED) + encoded(5, encoded(1, "axis") + encoded(3, 1) + encoded(20, 2))
-            yield encoded(_NODES, picked)
-            yield encoded(_NODES, b"".join(_with_first_input(data, one)))
+        elif one.number == _NODES and _outputs(data, one) in tail.nodes:
+            yield from _of_tail(data, one, tail)
         elif one.number == _OUTPUTS and _name(data, one) == logits:
             yield encoded(_OUTPUTS, b"".join(_without_shape(data, one)))
         elif one.number != 13:  # what the file says of shapes between is found again
             yield data[one.begin : one.stop]
-    if product is None:
+    if tail is None:
         return
     last = encoded(1, 1) + encoded(2, _INT64) + encoded(8, _LAST) + encoded(9, (2**64 - 1).to_bytes(8, "little"))
     yield encoded(_CONSTANTS, last)
 
 
-def _with_first_input(data: Buffer, node: Field) -> Iterator[bytes]:
-    first = True
+def _of_tail(data: Buffer, node: Field, tail: _Tail) -> Iterator[bytes]:
+    """A node that sees the last position only, behind the Gathers that take it where none has yet."""
+    parts = []
     for one in fields(data, node.start, node.stop):
-        yield encoded(1, _PICKED) if one.number == 1 and first else data[one.begin : one.stop]
-        first = first and one.number != 1
+        name = text(data, one) if one.number == 1 else ""
+        parts.append(encoded(1, _PICKED + name) if name in tail.picked else data[one.begin : one.stop])
+        if name in tail.missing:
+            tail.missing.remove(name)
+            gather = encoded(1, name) + encoded(1, _LAST) + encoded(2, _PICKED + name) + encoded(4, "Gather")
+            gather += encoded(3, _PICKED + name) + encoded(5, encoded(1, "axis") + encoded(3, 1) + encoded(20, 2))
+            yield encoded(_NODES, gather)
+    yield encoded(_NODES, b"".join(parts))
 
 
 def _without_shape(data: Buffer, value: Field) -> Iterator[bytes]:

@@ -250,6 +250,8 @@ def test_a_trimmed_model_gives_the_last_logits(tmp_path: Path, layout: tiny_onnx
         found.append(session.run(["logits", "present.0.key"], feed))
     (whole, keys), (last, last_keys) = found
     assert last.shape == (1, 1, tiny_onnx.VOCABULARY)
+    picked = [n.input[0] for n in onnx.load_from_string(made.data).graph.node if n.name.startswith("localllm/last/")]
+    assert len(picked) == 2, "what comes out of the last attention, and what goes past it"
     np.testing.assert_allclose(last[0, 0], whole[0, -1], atol=1e-5)
     assert (keys == last_keys).all()
 
