@@ -29,22 +29,39 @@ class View:
     force: bool = False
     as_json: bool = False
 
+    def check(self) -> None:
+        """Raises UsageError for what makes no sense with any model."""
+        from localllm.jobs.attention import COMBINE
+
+        if self.combine not in COMBINE:
+            raise UsageError(f"--combine {self.combine} is not one of {', '.join(COMBINE)}")
+        if self.combine == "rollout" and self.layer is not None:
+            raise UsageError("--combine rollout goes through all layers", "leave --layer out")
+        if self.out is None:
+            return
+        kind = self.out.suffix.lower()
+        if kind not in FORMATS:
+            raise UsageError(
+                f"--out {self.out}: the formats are {', '.join(FORMATS)}", "name the file after one of them"
+            )
+        if kind == ".html" and self.combine == "rollout" and self.head is not None:
+            raise UsageError("a page has the rollout of all heads together", "leave --head out, or --out FILE.svg")
+        require_target(self.out, force=self.force)
+
 
 def show_attention(opened: TextModel, tokens: Sequence[int], name: str, view: View) -> None:
-    """Raises UsageError before anything is computed where the view makes no sense."""
-    from localllm.jobs.attention import COMBINE, attend, seeing
+    """Raises UsageError before anything is computed where the view, which was checked, is none of this model."""
+    from localllm.jobs.attention import attend, seeing
 
     model = seeing(opened)
-    if view.combine not in COMBINE:
-        raise UsageError(f"--combine {view.combine} is not one of {', '.join(COMBINE)}")
-    if view.combine == "rollout" and view.layer is not None:
-        raise UsageError("--combine rollout goes through all layers", "leave --layer out")
     if view.layer is not None and view.layer >= model.layers:
         raise UsageError(f"--layer {view.layer}: the model has the layers 0 to {model.layers - 1}")
     if view.head is not None and view.head >= model.heads:
         raise UsageError(f"--head {view.head}: the model has the heads 0 to {model.heads - 1}")
-    if view.out is not None:
-        _require_place(view, view.out, len(tokens))
+    if view.out is not None and view.out.suffix.lower() != ".npz":
+        from localllm.ui.attention_svg import require_room
+
+        require_room(len(tokens))
     layers = model.layers if view.layer is None else 1
     written = view.as_json or (view.out is not None and view.out.suffix.lower() == ".html")
     if written and layers * model.heads * len(tokens) ** 2 > MAX_WRITTEN_WEIGHTS:
@@ -75,18 +92,6 @@ def title(found: Attention, view: View) -> str:
 
 def _matrix(found: Attention, view: View) -> Any:
     return found.matrix(view.layer, view.head, cast("Combine", view.combine))
-
-
-def _require_place(view: View, path: Path, tokens: int) -> None:
-    if path.suffix.lower() not in FORMATS:
-        raise UsageError(f"--out {path}: the formats are {', '.join(FORMATS)}", "name the file after one of them")
-    if path.suffix.lower() == ".html" and view.combine == "rollout" and view.head is not None:
-        raise UsageError("a page has the rollout of all heads together", "leave --head out, or --out FILE.svg")
-    require_target(path, force=view.force)
-    if path.suffix.lower() != ".npz":
-        from localllm.ui.attention_svg import require_room
-
-        require_room(tokens)
 
 
 def _write(found: Attention, name: str, view: View, path: Path) -> None:

@@ -78,6 +78,7 @@ def explain(
         raise UsageError("--attention is of one text and one model", "leave --continue and --compare out")
     if not attention and view != View(as_json=as_json):
         raise UsageError("--layer, --head, --combine, --out and --force belong to --attention", "add --attention")
+    view.check()
     if attention and given.get("flash_attention", "off") != "off":
         raise UsageError("flash attention has no weights to show", "leave --flash-attention out")
     require_chat(chat, system, "template" in given)

@@ -231,7 +231,7 @@ def _print(summary: dict[str, Any], header: Header, *, tensors: bool) -> None:
         * bool(summary["vocabulary"]),
         "template": "its own; --template shows it" if summary["template"] else "none",
         "licence": summary["licence"] or "not stated",
-        "source": f"{summary['source']} {summary['revision']}".strip(),
+        "source": summary["source"] + f" {summary['revision']}" * (summary["revision"] not in summary["source"]),
         "made": summary["how"],
     }
     for key, value in lines.items():

