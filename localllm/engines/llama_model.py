@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from localllm import fit
 from localllm.engines.interrupt import AbortFlag, abort_on_interrupt
+from localllm.engines.llama_adapters import Adapters
 from localllm.engines.llama_chain import links, look_back, penalizes
 from localllm.engines.llama_errors import context_error, load_error
 from localllm.engines.llama_state import put_state, settings_of_state, take_state
@@ -22,8 +23,8 @@ from localllm.engines.native import llama, log
 from localllm.engines.prefix_cache import BLOCK, Prefix, PrefixCache
 from localllm.engines.proofs import Proofs
 from localllm.engines.vocabulary import Vocabulary, keep_accents
-from localllm.errors import BadModelFile, ContextOverflow, EngineError
-from localllm.formats.gguf import TYPE_IDS, read_header
+from localllm.errors import ContextOverflow, EngineError
+from localllm.formats.gguf import TYPE_IDS
 from localllm.protocols import Mask, ModelDescription
 from localllm.text.biases import read_biases
 from localllm.types import EngineOptions, Sampling
@@ -83,8 +84,7 @@ class LlamaModel(Vocabulary):
             raise EngineError(
                 f"{path} is an encoder: it makes embeddings and cannot generate text", "name a chat model"
             )
-        self._adapters = [self._load_adapter(*_adapter(text)) for text in options.lora]
-        self._adapter_names = [_adapter_name(*_adapter(text)) for text in options.lora]
+        self._adapters = Adapters(api, self._model, path, options.lora)
         self.context = options.context or min(self.trained_context, fit.DEFAULT_CONTEXT)
         self._longest = self.context  # that there is memory for, and that was asked for
 
@@ -121,25 +121,8 @@ class LlamaModel(Vocabulary):
         api.llama_set_abort_callback(
             self._context, ctypes.cast(self.abort.callback, api.ggml_abort_callback), self.abort.data
         )
-        self._use_adapters()
+        self._adapters.use(self._context)
         self._memory = api.llama_get_memory(self._context)
-
-    def _load_adapter(self, path: Path, scale: float) -> tuple[Any, float]:
-        """A LoRA adapter, which llama.cpp frees with the model, and how strongly it counts."""
-        if read_header(path).metadata.get("general.type") != "adapter":
-            raise BadModelFile(f"{path} is no LoRA adapter", "localllm convert --lora makes one")
-        adapter = self._llama.llama_adapter_lora_init(self._model, os.fsencode(path))
-        if not adapter:
-            reason = "; ".join(log.take_errors()).rpartition("adapter: ")[2] or "no reason was logged"
-            raise BadModelFile(f"{path} does not fit {self._path.name}: {reason}", "name an adapter of this model")
-        return adapter, scale
-
-    def _use_adapters(self) -> None:
-        if self._adapters:
-            count, api = len(self._adapters), self._llama
-            adapters = (api.llama_adapter_lora_p_ctypes * count)(*(a for a, _ in self._adapters))
-            scales = (ctypes.c_float * count)(*(scale for _, scale in self._adapters))
-            api.llama_set_adapters_lora(self._context, adapters, count, scales)
 
     def allow_guesses(self, count: int, *, exact: bool = True) -> None:
         """Let `count` guesses be evaluated at once, where they can be taken back: in a cache that keeps every token.
@@ -259,7 +242,7 @@ class LlamaModel(Vocabulary):
 
     def _state_settings(self, length: int) -> str:
         api, options = self._llama, self._options
-        return settings_of_state(api, self._model, options, self._adapter_names, self.gpu_layers, length)
+        return settings_of_state(api, self._model, options, self._adapters.names, self.gpu_layers, length)
 
     def feed(self, token: int) -> None:
         if self.ahead and self.ahead[0] == token:
@@ -318,8 +301,15 @@ class LlamaModel(Vocabulary):
             self._proofs.rows.clear()
 
     def _row(self, output: int) -> bytes:
-        logits = self._llama.llama_get_logits_ith(self._context, output)
-        return ctypes.string_at(logits, 4 * self.vocabulary_size)
+        """The last layer's output, and the logits.
+
+        What goes into the last product is quantized, and small differences often vanish there: logits are not enough.
+        """
+        api = self._llama
+        logits = api.llama_get_logits_ith(self._context, output)
+        hidden = api.llama_get_embeddings_ith(self._context, output)  # of a model that pools there is none
+        width = 4 * api.llama_model_n_embd(self._model) if hidden else 0
+        return ctypes.string_at(hidden, width) + ctypes.string_at(logits, 4 * self.vocabulary_size)
 
     def _forget_last(self, count: int) -> None:
         del self._held[-count:]
@@ -378,6 +368,8 @@ class LlamaModel(Vocabulary):
     def _decode(self, tokens: Sequence[int], *, every: bool = False) -> None:
         """Evaluate tokens; the last one's logits are wanted, or `every` one's."""
         api = self._llama
+        # With it, logits come of every token too, for which a prompt has no room.
+        api.llama_set_embeddings(self._context, self._proofs is not None and (every or len(tokens) == 1))
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
             buffer = (ctypes.c_int32 * len(part))(*part)
@@ -437,20 +429,3 @@ class LlamaModel(Vocabulary):
                 self._ends = [token for token in range(self.vocabulary_size) if self.is_end(token)]
             biases += [(token, float("-inf")) for token in self._ends]
         return biases
-
-
-def _adapter(text: str) -> tuple[Path, float]:
-    """FILE[:SCALE], where no file has the whole as its name."""
-    name, _, scale = text.rpartition(":")
-    if name and not Path(text).exists():
-        try:
-            return Path(name).expanduser(), float(scale)
-        except ValueError:
-            pass
-    return Path(text).expanduser(), 1.0
-
-
-def _adapter_name(path: Path, scale: float) -> str:
-    """What tells an adapter from any other without reading it all."""
-    status = path.stat()
-    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {scale}"

@@ -3,7 +3,7 @@
 llama.cpp computes a batch by other code than a single token: weights of some types from 4 tokens on, and its flash
 attention on a CPU where the cache has more than 256 cells and several threads share a token. The sums are the same, but
 in another order, and the last bits differ; now and then another token is the likeliest then. An answer that is to be
-what it would be without guesses takes only batches of which all rows of logits were found equal once.
+what it would be without guesses takes only batches of which all rows were found equal once.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _SHORT = 3  # tokens; what is still tried where that differs
 
 
 class Proofs:
-    """What is known of batches of at most `most` tokens; `rows` are the logits after the last tokens, one by one.
+    """What is known of batches of at most `most` tokens; `rows` are the bits that came of the last tokens, one by one.
 
-    Memory: `most` rows of float32, one value for each token of the vocabulary.
+    Memory: `most` rows; the model gives what it has of a token, hidden values and logits as float32.
     """
 
     def __init__(self, most: int) -> None:
