@@ -286,6 +286,7 @@ def ended_by(number: int, expected: int) -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.slow
 def test_code_130() -> None:
     ended_by(signal.SIGINT, 130)
 

@@ -116,6 +116,7 @@ def check(path: Path, *cases: str) -> None:
         assert estimated[2] == pytest.approx(actual["compute"] + actual["output"], rel=0.1), (case, estimated, actual)
 
 
+@pytest.mark.slow
 def test_the_real_model_takes_what_was_estimated(model_path: Path) -> None:
     check(model_path, *CASES)
 

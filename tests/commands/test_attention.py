@@ -127,6 +127,7 @@ def test_the_terminal() -> None:
     assert "17457d" in grounds
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "pattern"), [(45, r"^ 0 'One' +█$"), (26, r"^ 0 'One' +100% 0 'One'$")])
 def test_a_narrow_terminal(columns: int, pattern: str) -> None:
     words = "One two three four five six seven eight nine ten one two three four five six"
@@ -186,6 +187,7 @@ def test_a_name_of_control_characters_and_markup(tmp_path: Path, model_path: Pat
     assert shown.replace("<b>&", "&lt;b&gt;&amp;") in picture.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_what_belongs_to_attention_and_what_is_too_long(tmp_path: Path) -> None:
     done = localllm("explain", TEXT, "--layer", "3")
     assert done.returncode == 2 and "belong to --attention" in done.stderr

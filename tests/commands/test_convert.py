@@ -30,6 +30,7 @@ def files(folder: Path) -> dict[str, Path | bytes]:
     return found | {"README.md": b"---\nlicense: mit\n---\n", "modeling.py": b"1/0", "pytorch_model.bin": b"x" * 1000}
 
 
+@pytest.mark.slow
 def test_a_repository_is_fetched_and_converted(hub: Hub, tmp_path: Path) -> None:
     hub.add("owner/Tiny-Model", files(tmp_path / "checkpoint") | {"tiny-Q4_0.gguf": gguf() + b"0" * 5000})
     variables = environment(hub, tmp_path)

@@ -74,6 +74,7 @@ def test_lines_of_a_file_and_of_standard_input(model: str, tmp_path: Path) -> No
     assert rows("-m", model, "-f", "-", input="the cat\n\nin the house\n") == expected
 
 
+@pytest.mark.slow
 def test_the_first_word_may_be_the_model(model: str) -> None:
     assert rows(model, "the cat") == rows("-m", model, "the cat")
 
@@ -87,6 +88,7 @@ def test_prefixes_and_lengths_of_vectors(model: str) -> None:
     assert not np.isclose(np.linalg.norm(raw), 1) and np.allclose(raw / np.linalg.norm(raw), unit)
 
 
+@pytest.mark.slow
 def test_similarity(model: str) -> None:
     done = localllm("embed", "-m", model, "the cat", "the cat", "in the house", "--similarity")
     head, *lines = done.stdout.splitlines()
@@ -97,6 +99,7 @@ def test_similarity(model: str) -> None:
     assert np.abs(np.array(found["similarity"]) - vectors @ vectors.T).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_too_long_is_an_error_or_cut_as_asked(model: str, tmp_path: Path) -> None:
     long = "the cat " * 40
     done = localllm("embed", "-m", model, "cat", long, "-o", str(tmp_path / "v.npy"))

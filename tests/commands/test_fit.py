@@ -46,6 +46,7 @@ def test_the_numbers_of_a_remote_model_are_those_of_the_local_one(hub: Hub, tmp_
     assert here["rows"][1]["verdict"] == "fits"
 
 
+@pytest.mark.slow
 def test_every_quantization_by_one_header(hub: Hub, tmp_path: Path, model_path: Path) -> None:
     """The others' weights are known by their size in the listing; nothing of them is read."""
     larger = model_path.read_bytes() + bytes(50_000_000)
@@ -77,6 +78,7 @@ def test_the_types_of_the_cache(hub: Hub, tmp_path: Path, model_path: Path) -> N
     assert (wrong.returncode, "--cache-type-k q9 is no type" in wrong.stderr) == (2, True)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_by_its_configuration(hub: Hub, tmp_path: Path) -> None:
     config = {"num_hidden_layers": 30, "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3}
     config |= {
@@ -103,6 +105,7 @@ def test_a_hostile_configuration_is_an_error(hub: Hub, tmp_path: Path, config: b
     assert "config.json" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_table_says_no_where_run_refuses(hub: Hub, tmp_path: Path, model_path: Path) -> None:
     """The context at which `fit` turns to no is the one at which `run` does."""
     context = 16_000_000

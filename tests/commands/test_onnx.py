@@ -65,6 +65,7 @@ def test_from_the_hub_by_quantization(hub: Hub, repository: Path, tmp_path: Path
     assert [(m["name"], m["engine"], m["format"]) for m in listed] == [("owner/Tiny-ONNX:q4", "onnx", "onnx")]
 
 
+@pytest.mark.slow
 def test_show(tmp_path: Path) -> None:
     tiny_onnx.write(tmp_path, "own")
     done = localllm("show", str(tmp_path), "--json")

@@ -80,6 +80,7 @@ def test_which_folders_are_onnx(folder: Path, tmp_path: Path) -> None:
     assert not is_onnx(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_file(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "small.onnx"
     done = localllm("quantize", str(folder / "model.onnx"), "q8", "-o", str(target))
@@ -100,6 +101,7 @@ def test_what_is_refused(words: list[str], message: str, folder: Path) -> None:
     assert done.returncode == 2 and message in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_models_that_are_none(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "model.onnx", tmp_path / "alone.onnx")
     (tmp_path / "text.onnx").write_text("not a model")

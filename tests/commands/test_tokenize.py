@@ -43,6 +43,7 @@ def test_ids_pieces_and_bytes() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_vocabulary_alone_and_standard_input_to_the_byte(vocabulary: Path, model: LlamaModel) -> None:
     text = "\ufeff" + "\r\n".join(lines()) + "\x00\t \n\n"
     found = tokens(str(vocabulary), input=text)
@@ -80,6 +81,7 @@ def test_the_chat_template(vocabulary: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_count_and_files(tmp_path: Path) -> None:
     (tmp_path / "t").write_bytes(b"one two three\n")
     for words, data in (
@@ -99,6 +101,7 @@ def test_the_table() -> None:
     assert done.stdout.endswith(f"{len(done.stdout.splitlines()) - 2} tokens\n")
 
 
+@pytest.mark.slow
 def test_the_colours() -> None:
     with Terminal("tokenize", "One two\x1b]0;t\x07<|im_end|>", columns=60) as terminal:
         assert terminal.exit_code() == 0

@@ -25,6 +25,7 @@ def mask_of(model: LlamaModel, *tokens: int) -> Mask:
     return lambda: np.packbits(bits, bitorder="little").tobytes()
 
 
+@pytest.mark.slow
 def test_what_is_allowed_keeps_its_proportions(model: LlamaModel) -> None:
     prompt = model.tokenize("The capital of France is", begin=True)
     model.prefill(prompt)

@@ -76,11 +76,13 @@ def test_each_sampler_acts_and_repeats(model: LlamaModel, sampling: Sampling) ->
     assert once != greedy
 
 
+@pytest.mark.slow
 def test_seeds_differ(model: LlamaModel) -> None:
     one, two = (generate(model, Sampling(temperature=1.5, seed=s)) for s in (1, 2))
     assert one != two
 
 
+@pytest.mark.slow
 def test_no_seed_differs(model: LlamaModel) -> None:
     assert len({tuple(generate(model, Sampling(temperature=2))) for _ in range(4)}) > 1
 
@@ -100,6 +102,7 @@ def test_a_bad_logit_bias(model: LlamaModel, text: str) -> None:
         generate(model, Sampling(logit_bias=(text,)), 1)
 
 
+@pytest.mark.slow
 def test_ignore_eos(model: LlamaModel) -> None:
     drawn = generate(model, Sampling(temperature=0, logit_bias=("2=100",)), 3)
     assert model.is_end(drawn[0])
@@ -171,6 +174,7 @@ def test_a_quantized_v_cache_needs_flash_attention(model_path: Path) -> None:
     model.close()
 
 
+@pytest.mark.slow
 def test_without_mmap(model_path: Path, model: LlamaModel) -> None:
     read = LlamaModel(model_path, EngineOptions(mmap=False, context=512), gpu_layers=0, threads=2)
     assert generate(read, Sampling(temperature=0)) == generate(model, Sampling(temperature=0))

@@ -172,6 +172,7 @@ def answer(model_path: Path, folder: Path, question: str, options: EngineOptions
     return "".join(chunk.text for chunk in chunks), chunks[-1].usage
 
 
+@pytest.mark.slow
 def test_the_model_goes_on_from_what_is_kept(model_path: Path, tmp_path: Path) -> None:
     options = EngineOptions(threads=1, context=2048)
     cold, usage = answer(model_path, tmp_path, "What is it about?", options, 40)
@@ -219,6 +220,7 @@ def test_a_chat_that_is_dropped_leaves_nothing(model_path: Path, tmp_path: Path)
     assert not list(tmp_path.glob("*.kv"))
 
 
+@pytest.mark.slow
 def test_other_settings_and_damage_begin_cold(model_path: Path, tmp_path: Path) -> None:
     options = EngineOptions(threads=1, context=2048)
     cold, _ = answer(model_path, tmp_path, "What is it about?", options)

@@ -112,13 +112,19 @@ REQUESTS = {
 }
 
 
-@pytest.mark.parametrize("request_", REQUESTS.values(), ids=REQUESTS.keys())
+SLOW = ("a full context", "shifted")
+
+
+@pytest.mark.parametrize(
+    "request_", [pytest.param(REQUESTS[n], id=n, marks=[pytest.mark.slow] * (n in SLOW)) for n in REQUESTS]
+)
 def test_the_same_answer(request_: Request, engines: tuple[LocalEngine, LocalEngine]) -> None:
     (expected, text, _), (found, same, usage) = (answer(engine, request_) for engine in engines)
     assert (found, same) == (expected, text)
     assert 0 <= usage.accepted_tokens <= usage.drafted_tokens
 
 
+@pytest.mark.slow
 def test_guesses_are_counted_and_leave_nothing_behind(engines: tuple[LocalEngine, LocalEngine]) -> None:
     plain, eager = engines
     _, _, usage = answer(eager, ask(limits=Limits(max_tokens=60)))

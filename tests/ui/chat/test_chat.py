@@ -78,6 +78,7 @@ def test_a_prompt_that_is_too_long_ends_the_turn_not_the_chat(home: Path, tmp_pa
         assert chat.say("Hi") == "hello"
 
 
+@pytest.mark.slow
 def test_run_without_a_prompt_opens_the_chat(home: Path) -> None:
     with Terminal("run", "smollm2:135m", "-n", "4") as terminal:
         terminal.wait(lambda t: GREETING in t and at_prompt(t))
