@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from localllm import overflow
-from localllm.errors import UsageError
+from localllm.errors import TemplateError, UsageError
 from localllm.history import Recorder
 from localllm.protocols import Engine, Resumable
 from localllm.text.attachments import Attachment
@@ -192,9 +192,13 @@ class Conversation:
             self._save()
 
     def context_report(self) -> ContextReport:
-        """Counted by the engine, with the template's own tokens under `history`. Raises TemplateError."""
+        """Counted by the engine. Raises TemplateError.
+
+        A system prompt of the template's own counts as one; the tokens around messages are under `history`.
+        """
         summary, nodes = self.tree.told()
-        if not nodes or nodes[-1].kind != "user":
+        nothing_said = not nodes
+        if nothing_said or nodes[-1].kind != "user":
             nodes = [*nodes, Node(0, None, "user", "")]
 
         def count(system: str | None, summary: str, nodes: list[Node]) -> int:
@@ -203,9 +207,13 @@ class Conversation:
         bare = [replace(node, attachments=()) for node in nodes]
         whole, plain = count(self.system, summary, nodes), count(self.system, summary, bare)
         # Without a system prompt some templates bring one of their own, so it is compared with the shortest there is.
-        system = plain - count(".", summary, bare) + 1 if self.system else 0
+        try:
+            system = max(0, plain - count(".", summary, bare) + 1)
+        except TemplateError:  # it takes none
+            system = 0
         told = plain - count(self.system, "", bare)
-        return ContextReport(self.engine.context, system, told, plain - system - told, whole - plain)
+        history = 0 if nothing_said else plain - system - told
+        return ContextReport(self.engine.context, system, told, history, whole - plain)
 
     def _request(self, told: tuple[Message, ...]) -> Request:
         return Request(told, self.sampling, self.limits, reasoning=self.reasoning)

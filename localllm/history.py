@@ -71,8 +71,11 @@ class Record:
 
     @property
     def model_name(self) -> str:
-        """The model as people call it: of a file without its folder and ending."""
-        return Path(self.model).stem if Path(self.model).is_absolute() else self.model
+        """The model as people call it: of a file without its folder and ending; of an ONNX graph its folder's name."""
+        path = Path(self.model)
+        if path.suffix == ".onnx" and path.is_absolute():
+            return (path.parent.parent if path.parent.name == "onnx" else path.parent).name or path.stem
+        return path.stem if path.is_absolute() else self.model
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,6 +71,11 @@ def load_settings() -> Settings:
     return Settings(os.environ.get("LOCALLLM_MODEL") or model, file, models, environment)
 
 
+def model_sections(text: str) -> list[str]:
+    """The models that have a section in a settings file, as it writes them; the file is as it should be."""
+    return list(tomllib.loads(text).get("models", {}))
+
+
 def all_options() -> dict[str, Option]:
     """Every option that can be set for a model, by name."""
     return {name: option for cls in OPTION_CLASSES for name, option in options(cls).items()}

@@ -135,6 +135,15 @@ def test_line_logprobs_n() -> None:
 
 
 @pytest.mark.slow
+def test_on_a_terminal_a_cut_is_told(script: Callable[[str], str]) -> None:
+    words = ("run", "--engine", "fake", "-m", script("a long answer"), "-n", "3", "ask")
+    for more, told in (((), True), (("--quiet",), False)):
+        with Terminal(*words, *more) as terminal:
+            assert terminal.exit_code() == 0
+            assert ("(cut: the limit of tokens was reached)" in terminal.text) == told
+    assert localllm(*words).stderr == ""
+
+
 def test_line_stop_text(script: Callable[[str], str]) -> None:
     path = script("one two three")
     assert localllm(*FAKE, path, "x", "--stop", " th", "--strict").stdout == "one two\n"

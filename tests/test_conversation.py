@@ -153,6 +153,22 @@ def test_attachments_are_told_and_counted(make: Make) -> None:
     assert report.used == len(f"SYS\n\n{told}\n\nan answer")
 
 
+def test_what_a_template_says_of_its_own_is_no_history(model_path: Path) -> None:
+    """SmolLM2's brings a system prompt where there is none."""
+    engine = open_engine("llama.cpp", model_path, EngineOptions(threads=1))
+    conversation = Conversation(engine, Sampling(), Limits())
+    own = conversation.context_report()
+    assert own.system > 10
+    assert own.used == own.system
+    conversation.tree.add("user", "a question")
+    asked = conversation.context_report()
+    assert (asked.system, asked.summary) == (own.system, 0)
+    assert asked.used == engine.count(conversation._request(conversation.messages))
+    conversation.system = "Be brief."
+    assert 0 < conversation.context_report().system < own.system
+    engine.close()
+
+
 def test_drop_oldest_keeps_the_system_prompt_and_says_so(make: Make) -> None:
     conversation = make(on_overflow="drop-oldest", context=80)
     notices = [said(conversation.ask(f"question {i}"), "notice") for i in range(8)]

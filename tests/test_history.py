@@ -259,3 +259,17 @@ def test_the_platform_decides_who_reads(tmp_path: Path) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE(history.path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("qwen3:4b", "qwen3:4b"),
+        ("/models/SmolLM2-Q4_0.gguf", "SmolLM2-Q4_0"),
+        ("/models/smollm2-q4/model.onnx", "smollm2-q4"),
+        ("/models/qwen/onnx/model_q4.onnx", "qwen"),
+        ("org/repo:q4", "org/repo:q4"),
+    ],
+)
+def test_a_model_is_called_as_people_do(model: str, name: str) -> None:
+    assert Record("ab", "t", model).model_name == name

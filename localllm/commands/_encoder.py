@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO
 
@@ -29,11 +30,18 @@ def texts_of(words: list[str], file: Path | None) -> Iterator[str]:
     if file is None and sys.stdin.isatty():
         raise UsageError("there is no text", "write it after the command, name a --file, or pipe lines in")
     if file is None or str(file) == "-":
-        return _lines(sys.stdin.buffer, "standard input")
+        return _at_least_one(_lines(sys.stdin.buffer, "standard input"), "standard input")
     try:
-        return _lines(file.open("rb"), str(file))
+        return _at_least_one(_lines(file.open("rb"), str(file)), str(file))
     except OSError as error:
         raise UsageError(f"--file {file} cannot be read: {error.strerror}") from None
+
+
+def _at_least_one(lines: Iterator[str], place: str) -> Iterator[str]:
+    first = next(lines, None)
+    if first is None:
+        raise UsageError(f"there is no text: {place} is empty", "a line of it is a text")
+    return chain([first], lines)
 
 
 def _lines(source: IO[bytes], place: str) -> Iterator[str]:

@@ -68,12 +68,15 @@ def open_session(
     show_log(verbose)
     layers = (model.sampling, advice or {}, own, given)
     sampling, limits, reasoning = build(Sampling, *layers), build(Limits, *layers), build(Reasoning, *layers)
+    from localllm.engines.local import Prompter
+
     started = time.perf_counter()
     options = build(EngineOptions, model.options, own, given)
     opened = open_engine(engine, model.path, options, single=single)
     keep_prefixes(opened, model, build(CacheOptions, own, given))
     allow_guesses(opened, build(Guessing, own, given), options, yes=yes)
-    for notice in opened.notices:
+    unheeded = opened.unheeded(build(Reasoning, given)) if isinstance(opened, Prompter) else ()
+    for notice in (*opened.notices, *unheeded):
         say(f"localllm: {notice}")
     return Session(model, opened, sampling, limits, reasoning, options, time.perf_counter() - started)
 

@@ -11,7 +11,7 @@ import typer
 from localllm.commands._options import JsonOption
 from localllm.errors import LocalLLMError, UsageError
 from localllm.fields import Option
-from localllm.settings import all_options, load_settings, settings_file
+from localllm.settings import all_options, load_settings, model_sections, settings_file
 
 config = typer.Typer(help="Show and change the settings.", no_args_is_help=True)
 _NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="An option by its name, such as top_k, or model.")]
@@ -70,7 +70,7 @@ def set(
     if len(value) > 1 and not many:
         raise UsageError(f"{name} has one value, and here are {len(value)}")
     text, path = _read()
-    _write(path, set_value(text, _section(name, model), name, _parsed(name, value)))
+    _write(path, set_value(text, _section(name, model, text), name, _parsed(name, value)))
 
 
 @config.command()
@@ -83,7 +83,7 @@ def unset(name: _NameArgument, model: _ModelOption = None) -> None:
         _option(name)
     text, path = _read()
     try:
-        changed = unset_value(text, _section(name, model), name)
+        changed = unset_value(text, _section(name, model, text), name)
     except KeyError:
         raise LocalLLMError(f"{name} is not set in {path}" + (f" for {model}" if model else "")) from None
     _write(path, changed)
@@ -156,13 +156,15 @@ def _parsed(name: str, values: list[str]) -> Any:
     return value
 
 
-def _section(name: str, model: str | None) -> tuple[str, ...]:
-    """The table that a setting stands in: a model has its own, under its full name."""
+def _section(name: str, model: str | None, text: str) -> tuple[str, ...]:
+    """The table that a setting stands in: a model has its own, under its full name, or as `text` writes that."""
     if model is None:
         return ()
     if name == "model":
         raise UsageError("the section of a model has no model of its own", "leave out --model")
-    return ("models", _names(model)[0])
+    named = _names(model)[0]
+    written = model_sections(text)
+    return ("models", next((own for own in written if own.lower() == named.lower()), named))
 
 
 def _names(model: str | None) -> tuple[str, ...]:

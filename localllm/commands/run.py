@@ -101,6 +101,8 @@ def answer(
         session.engine.close()
     if last.finish == "length" and last.usage and last.usage.completion_tokens != session.limits.max_tokens:
         say(f"localllm: the answer was cut: the context of {context} tokens is full (--on-overflow shift, or -c)")
+    elif last.finish == "length" and output.style == "text" and sys.stdout.isatty() and sys.stderr.isatty():
+        say("(cut: the limit of tokens was reached)", dim=True)
     if verbose and last.usage is not None:
         session.report(last.usage)
 

@@ -6,6 +6,7 @@ It knows templates, stop strings, UTF-8, limits and timing, and leaves ids, logi
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -44,6 +45,17 @@ class Prompter:
         """The ids of a prompt. A template often writes the begin token itself; it is not added a second time."""
         written = bool(self.vocabulary.begin_text) and prompt.startswith(self.vocabulary.begin_text)
         return self.vocabulary.tokenize(prompt, begin=not written)
+
+    def unheeded(self, reasoning: Reasoning) -> Iterator[str]:
+        """What of these wishes the chat template does not listen to, a sentence each."""
+        source = self._template.source if self._template else ""
+        if reasoning.think is not None and not re.search(r"\b(enable_)?thinking\b", source):
+            if reasoning.think and not tags_of(source):
+                yield "this model's chat template knows no thinking: --think changes nothing"
+            elif not reasoning.think and tags_of(source):
+                yield "this model's chat template has no switch for thinking: --no-think changes nothing"
+        if reasoning.effort is not None and "reasoning_effort" not in source:
+            yield "this model's chat template does not ask how much to think: --effort changes nothing"
 
     def close(self) -> None:
         self.vocabulary.close()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
-from localllm.ui.render import visible
+from localllm.ui.render import dimming, visible
 from localllm.ui.units import size
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ def is_quiet() -> bool:
     return os.environ.get("LOCALLLM_QUIET", "").lower() not in ("", "0", "no", "off", "false")
 
 
-def say(line: str, *, error: bool = False) -> None:
+def say(line: str, *, error: bool = False, dim: bool = False) -> None:
     """A line for the user, on stderr; only one about an `error` is written where it is to be quiet."""
     if error or not is_quiet():
-        sys.stderr.write(visible(line) + "\n")
+        before, after = dimming() if dim and sys.stderr.isatty() else ("", "")
+        sys.stderr.write(f"{before}{visible(line)}{after}\n")
         sys.stderr.flush()
 
 

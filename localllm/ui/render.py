@@ -52,6 +52,12 @@ def stream_plain(chunks: Iterable[Chunk]) -> Usage:
     return usage
 
 
+def dimming() -> tuple[str, str]:
+    """What dims a text on a terminal, and what ends that; nothing where colours are not wanted."""
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return ("", "") if plain else ("\x1b[2m", "\x1b[0m")
+
+
 class Aside:
     """What a model thinks, dimmed on stderr; nowhere when stderr is no terminal. Notices are lines of their own.
 
@@ -63,8 +69,7 @@ class Aside:
 
         self._quiet = is_quiet()
         terminal = sys.stderr.isatty() and not self._quiet
-        plain = "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
-        self._shown, self._dim, self._bright = terminal, *(("", "") if plain else ("\x1b[2m", "\x1b[0m"))
+        self._shown, self._dim, self._bright = terminal, *dimming()
         self._last = ""  # the last character of what was written, until it is finished
 
     def write(self, chunk: Chunk) -> None:

@@ -57,6 +57,10 @@ def test_capitals_of_a_model(file: Path) -> None:
     file.write_text('[models."Org/Repo-GGUF"]\ntop_k = 7\n', encoding="utf-8")
     for name in ("Org/Repo-GGUF", "org/repo-gguf"):
         assert json.loads(config("list", "--json", "-m", name))["top_k"] == 7
+    config("set", "top_p", "0.5", "-m", "org/repo-gguf")
+    assert file.read_text(encoding="utf-8") == '[models."Org/Repo-GGUF"]\ntop_k = 7\ntop_p = 0.5\n'
+    config("unset", "top_k", "-m", "ORG/repo-gguf")
+    assert file.read_text(encoding="utf-8") == '[models."Org/Repo-GGUF"]\ntop_p = 0.5\n'
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -185,3 +186,10 @@ def test_memory_does_not_grow_with_the_input(model: str, tmp_path: Path) -> None
         assert done.stdout.count("\n") == count
         peaks.append(int(done.stderr.split()[-1]))
     assert peaks[1] < peaks[0] + 15
+
+
+@pytest.mark.parametrize("words", [(), ("--jsonl", "--file", os.devnull), ("-o", "out.npy", "--file", "-")])
+def test_no_text_is_an_error(words: tuple[str, ...]) -> None:
+    done = localllm("embed", *words)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "there is no text" in done.stderr and len(done.stderr.splitlines()) == 1

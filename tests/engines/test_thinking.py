@@ -11,7 +11,7 @@ import pytest
 from localllm.conversation import Conversation
 from localllm.engines import open_engine
 from localllm.engines.fake import END, FakeModel
-from localllm.engines.local import LocalEngine
+from localllm.engines.local import LocalEngine, Prompter
 from localllm.protocols import Mask
 from localllm.text.template import ChatTemplate
 from localllm.types import Chunk, EngineOptions, Limits, Message, Reasoning, Request, Sampling
@@ -26,6 +26,7 @@ HARMONY = (
     "{% for m in messages %}<|start|>{{ m.role }}{% if m.role == 'assistant' %}<|channel|>final{% endif %}<|message|>"
     "{{ m.content }}<|end|>{% endfor %}<|start|>assistant"
 )
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>")
 
 
@@ -124,3 +125,25 @@ def test_the_answers_begin_is_read_as_the_models_words(tmp_path: Path) -> None:
     chunks = list(engine.stream(Request((Message("user", "Hi"),), Sampling(), limits, prefill="y</think>```")))
     engine.close()
     assert said(chunks, "answer").startswith("```x")
+
+
+@pytest.mark.parametrize(
+    ("source", "reasoning", "ignored"),
+    [
+        (QWEN, Reasoning(think=True), []),
+        (QWEN, Reasoning(think=False, effort="low"), ["--effort"]),
+        (DEEPSEEK, Reasoning(think=True), []),  # it thinks in any case
+        (DEEPSEEK, Reasoning(think=False), ["--no-think"]),
+        (HARMONY, Reasoning(effort="low"), []),
+        (PLAIN, Reasoning(think=True, effort="high"), ["--think", "--effort"]),
+        (PLAIN, Reasoning(think=False), []),
+        (None, Reasoning(think=True), ["--think"]),
+    ],
+)
+def test_wishes_that_the_template_does_not_know_are_told(
+    source: str | None, reasoning: Reasoning, ignored: list[str]
+) -> None:
+    prompter = Prompter(FakeModel(b"", 64), ChatTemplate(source) if source else None)
+    told = list(prompter.unheeded(reasoning))
+    prompter.close()
+    assert [next(word for word in line.split() if word.startswith("--")) for line in told] == ignored

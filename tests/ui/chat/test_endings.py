@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -26,6 +27,7 @@ def test_ctrl_c(home: Path, tmp_path: Path) -> None:
         text = chat.wait(lambda t: "(stopped)" in t and at_prompt(t), 5)
         assert "Traceback" not in text and "^C" not in text
         chat.wait(at_prompt)
+        assert re.search(r"context █+░* [1-9]\d+/", chat.text.splitlines()[-1])  # the bar counts what was said
         assert "a long answer" in chat.say("/branch")
         assert chat.say("and on") == "short"
 
