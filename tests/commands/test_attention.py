@@ -114,6 +114,7 @@ def test_the_svg_in_a_browser(tmp_path: Path) -> None:
     assert pixels[int(seen.cells[0]["y"] or 0) + size // 2, right, 0] == 1  # nothing looks ahead
 
 
+@pytest.mark.slow
 def test_the_terminal() -> None:
     done = localllm("explain", "--attention", TEXT)
     lines = done.stdout.splitlines()

@@ -28,6 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "tiny"
 
 
+@pytest.mark.slow
 def test_a_folder(folder: Path, tmp_path: Path) -> None:
     done = localllm("quantize", str(folder), "Q4", "q8", "-o", str(tmp_path))
     names = [tmp_path / f"tiny-{kind}" for kind in ("q4", "q8")]

@@ -347,6 +347,7 @@ def test_damaged_checkpoints_become_errors(tmp_path: Path) -> None:
 # The command
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path) -> None:
     folder = checkpoints.write(tmp_path / "tiny-model", "llama-yarn", dtype="BF16")
     done = subprocess.run([*COMMAND, "convert", str(folder)], cwd=tmp_path, capture_output=True, text=True)

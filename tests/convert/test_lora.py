@@ -87,6 +87,7 @@ def _check(base: Path, adapter: Path, name: str, added: dict[str, np.ndarray], f
     assert np.abs(none - plain).max() < 1e-6
 
 
+@pytest.mark.slow
 def test_the_command_and_run(tmp_path: Path) -> None:
     name = "llama-tied-linear"
     base = checkpoints.write(tmp_path / "base", name)

@@ -22,10 +22,11 @@ Factory = Callable[..., LocalEngine]
 SCRIPT = "Grüße 🙂 from a script. END of it."
 
 
-TINY = [f"onnx {layout}{more}" for layout in ("optimum", "genai", "own") for more in ("", " positions")]
+TINY = [f"onnx {layout}" for layout in ("optimum", "genai", "own")]
+POSITIONS = [pytest.param(f"{kind} positions", marks=pytest.mark.slow) for kind in TINY]
 
 
-@pytest.fixture(params=["llama.cpp", "fake", *TINY])
+@pytest.fixture(params=["llama.cpp", "fake", *TINY, *POSITIONS])
 def factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]:
     opened = []
     kind, *variant = request.param.split()

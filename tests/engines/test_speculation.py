@@ -133,6 +133,7 @@ def test_guesses_are_counted_and_leave_nothing_behind(engines: tuple[LocalEngine
     assert answer(eager, ask("Tell me of the sea."))[0] == answer(plain, ask("Tell me of the sea."))[0]
 
 
+@pytest.mark.slow
 def test_a_draft_model_changes_nothing(model_path: Path, engines: tuple[LocalEngine, LocalEngine]) -> None:
     """The model drafts for itself, so that most of its guesses are right where it is greedy."""
     options = EngineOptions(threads=1, context=256)
@@ -158,6 +159,7 @@ def test_a_draft_model_of_other_tokens(model: LlamaModel, tmp_path: Path) -> Non
         open_draft(other, EngineOptions(threads=1), model)
 
 
+@pytest.mark.slow
 def test_forms_hold(engines: tuple[LocalEngine, LocalEngine]) -> None:
     request = Request(
         (Message("user", "ab ab ab ab"),),

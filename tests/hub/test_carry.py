@@ -229,6 +229,7 @@ def test_a_full_disk_leaves_nothing(data: Path, tmp_path: Path, words: list[str]
     ]
 
 
+@pytest.mark.slow
 def test_a_killed_import_can_be_repeated_and_pruned(data: Path, tmp_path: Path) -> None:
     big = gguf() + os.urandom(4_000_000)
     packed = tar(("manifest.json", manifest(entry("m.gguf", big))), ("m.gguf", big))

@@ -45,6 +45,7 @@ def ollama_model(root: Path, name: str, *layers: dict[str, Any]) -> None:
     path.write_text(json.dumps({"schemaVersion": 2, "config": config, "layers": list(layers)}))
 
 
+@pytest.mark.slow
 def test_ollama_s_models_are_used_in_place(here: Path, model_path: Path) -> None:
     root = here / "home/.ollama/models"
     real = model_path.read_bytes()
@@ -126,6 +127,7 @@ def test_lm_studio_s_models_with_shards_and_projector(here: Path, model_path: Pa
     assert [Path(f).name for f in listed["tale-4b:q4_0"]["files"]] == ["Tale-4B-Q4_0.gguf", "mmproj-Tale-4B-F16.gguf"]
 
 
+@pytest.mark.slow
 def test_a_folder_and_a_name(here: Path) -> None:
     for name in (
         "deep/er/My Model (v2)-Q8_0.gguf",
@@ -167,6 +169,7 @@ def test_a_folder_and_a_name(here: Path) -> None:
         assert said in failed.stderr
 
 
+@pytest.mark.slow
 def test_import_by_reference_and_by_copy(here: Path) -> None:
     file = here / "Tale-Q4_0.gguf"
     file.write_bytes(MODEL)

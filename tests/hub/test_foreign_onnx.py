@@ -41,6 +41,7 @@ def names() -> list[object]:
     return [row["name"] for row in rows("list")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["own", "genai"])
 def test_a_folder_is_used_by_its_name(here: Path, layout: tiny_onnx.Layout) -> None:
     folder = here / "Tiny Tale"
@@ -61,6 +62,7 @@ def test_a_folder_is_used_by_its_name(here: Path, layout: tiny_onnx.Layout) -> N
     assert (names(), path.exists()) == ([], True)
 
 
+@pytest.mark.slow
 def test_of_several_types_one_is_chosen(here: Path) -> None:
     folder = two_types(here)
     assert {row["name"] for row in rows("register", str(folder))} == {"tiny-onnx:f32", "tiny-onnx:q4f16"}
@@ -74,6 +76,7 @@ def test_of_several_types_one_is_chosen(here: Path) -> None:
     assert ":QUANT imports one of" in several.stderr
 
 
+@pytest.mark.slow
 def test_a_copy_needs_its_source_no_longer(here: Path) -> None:
     folder = two_types(here)
     assert localllm("import", f"{folder}:q4f16", "--copy", "--name", "mine").stdout == "mine\n"
@@ -94,6 +97,7 @@ def test_a_copy_needs_its_source_no_longer(here: Path) -> None:
     assert localllm("run", "mine", "Say hi", "-n", "3", "--temperature", "0").stdout == ran.stdout
 
 
+@pytest.mark.slow
 def test_encoders_are_used_by_their_names(here: Path) -> None:
     folder = here / "vectors"
     onnx_encoders.write(folder / "model.onnx", ["input_ids", "attention_mask"], "last_hidden_state")

@@ -300,6 +300,7 @@ def test_a_device_is_not_replaced_by_a_tar(here: Path) -> None:
     assert (here / "pipe").is_fifo()
 
 
+@pytest.mark.slow
 def test_one_broken_manifest_does_not_stop_the_others(here: Path) -> None:
     for name in "abc":
         model(here / f"own/{name}.gguf", MODEL + name.encode())
@@ -323,6 +324,7 @@ def test_an_empty_folder_of_ollama_s_does_not_hide_the_next(here: Path, monkeypa
     assert "tale:q4_0" in localllm("register", "--lmstudio").stdout
 
 
+@pytest.mark.slow
 def test_nothing_is_replaced_that_is_no_model_of_ours(here: Path) -> None:
     """Files of the user's where the manifest would go: they were deleted, the registered one among them."""
     own = here / "data/models/foo/foo.gguf"

@@ -37,6 +37,7 @@ def snapshot(folder: Path, commit: str, repository: str = "owner/repo") -> Path:
     return folder / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / commit
 
 
+@pytest.mark.slow
 def test_a_file_lies_where_the_hub_s_own_tools_look(tmp_path: Path, hub: Hub) -> None:
     commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL, "tokenizer.json": b"{}"})
     done = pull(hub, tmp_path, "owner/repo:q4_0")

@@ -218,6 +218,7 @@ def test_damaged_ggufs_are_one_line(old: bytes, new: bytes, message: str, model:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_truncated_one_and_none(model: Path, tmp_path: Path) -> None:
     (tmp_path / "short.gguf").write_bytes(model.read_bytes()[:-100])
     for name, message in (("short.gguf", "truncated"), ("none.gguf", "no such file"), (".", "no checkpoint")):
