@@ -144,6 +144,7 @@ def test_on_a_terminal_a_cut_is_told(script: Callable[[str], str]) -> None:
     assert localllm(*words).stderr == ""
 
 
+@pytest.mark.slow
 def test_line_stop_text(script: Callable[[str], str]) -> None:
     path = script("one two three")
     assert localllm(*FAKE, path, "x", "--stop", " th", "--strict").stdout == "one two\n"

@@ -24,6 +24,7 @@ _T = TypeVar("_T")
 SPECIAL = "bold black on yellow"
 _GROUNDS = ("bright_white on #3a5a80", "bright_white on #7a4a2a")
 _LABEL = 24
+_INCOMPLETE = "unexpected end of data"  # as Python's decoder says it
 # Where there are no colours.
 _PLAIN, _PLAIN_SPECIAL = ("none", "underline"), "reverse"
 
@@ -34,17 +35,26 @@ def shown(data: bytes) -> str:
 
 
 def whole_characters(items: Iterable[_T], data: Callable[[_T], bytes]) -> Iterator[list[_T]]:
-    """Tokens in groups whose bytes together are whole characters: an emoji can take three. What is no UTF-8 stays."""
+    """Tokens in groups that are whole characters: an emoji can take three tokens. Bytes that are none stay alone."""
+
+    def fault(group: list[_T]) -> str:
+        try:
+            b"".join(map(data, group)).decode()
+        except UnicodeDecodeError as error:
+            return error.reason
+        return ""
+
     held: list[_T] = []
     for item in items:
         held.append(item)
-        try:
-            b"".join(map(data, held)).decode()
-        except UnicodeDecodeError as error:
-            if error.reason == "unexpected end of data":
-                continue
-        yield held
-        held = []
+        reason = fault(held)
+        if len(held) > 1 and reason not in ("", _INCOMPLETE):  # a character that is never completed
+            yield held[:-1]
+            held = held[-1:]
+            reason = fault(held)
+        if reason != _INCOMPLETE:
+            yield held
+            held = []
     if held:
         yield held
 

@@ -126,6 +126,8 @@ def test_tokens_as_they_are_shown() -> None:
     pieces = [b"a", b" \xf0\x9f", b"\x98", b"\x80", b"\xff", b"b", b"\xe4"]
     groups = [[b"a"], [b" \xf0\x9f", b"\x98", b"\x80"], [b"\xff"], [b"b"], [b"\xe4"]]
     assert list(whole_characters(pieces, bytes)) == groups
+    cut_off = [b"a\xf0\x9f", b"<|im_end|>", b"\xe4", b"\xe4\xbd", b"\xa0"]
+    assert list(whole_characters(cut_off, bytes)) == [cut_off[:1], cut_off[1:2], cut_off[2:3], cut_off[3:]]
     assert shown(b"a\nb\x1b\xf0\x9f") == "a␊\nb␛\\xf0\\x9f"
     assert (quoted(b" a\xe2\x80\xae"), quoted(b"\xf0")) == ("' a\\u202e'", "b'\\xf0'")
 

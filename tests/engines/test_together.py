@@ -54,6 +54,7 @@ def test_the_same_answers(most: int | None, model_path: Path, alone: dict[str, s
         assert [chunk.finish is not None for chunk in outcome] == [False] * (len(outcome) - 1) + [True]
 
 
+@pytest.mark.slow
 def test_a_longer_one_gets_longer_caches_and_too_long_a_one_fails(model_path: Path, alone: dict[str, str]) -> None:
     requests = dict(QUESTIONS)
     requests["long"] = ask("word " * 400, max_tokens=2)

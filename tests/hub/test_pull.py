@@ -159,6 +159,7 @@ def test_one_broken_file_does_not_keep_the_others_away(tmp_path: Path, hub: Hub)
     assert (done.returncode, done.stdout[-12:]) == (0, "m-Q4_0.gguf\n"), done.stderr
 
 
+@pytest.mark.slow
 def test_what_cannot_run_here_is_warned_of(tmp_path: Path, hub: Hub) -> None:
     wide = {"attention.head_count": 64, "attention.head_count_kv": 64, "attention.key_length": 1024, "block_count": 64}
     metadata = [m for m in METADATA if b"context_length" not in m and b"block_count" not in m]
@@ -311,6 +312,7 @@ def test_a_small_file_is_checked_by_its_git_id(tmp_path: Path, hub: Hub) -> None
     assert "tokenizer.json of owner/repo has the checksum" in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -389,6 +391,7 @@ def test_what_was_begun_of_another_revision_is_kept(tmp_path: Path, hub: Hub) ->
     assert "partial" not in tree(tmp_path / "hub").values()
 
 
+@pytest.mark.slow
 def test_a_new_revision_keeps_what_did_not_change(tmp_path: Path, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q4_0.gguf": MODEL, "m-Q8_0.gguf": gguf()})
     assert pull(hub, tmp_path, "owner/repo:Q4_0").returncode == 0
@@ -447,6 +450,7 @@ def test_a_redirect_to_another_host_never_brings_the_token(tmp_path: Path, hub: 
         assert not [r for r in other.requests if TOKEN in json.dumps(r.headers) + r.path]
 
 
+@pytest.mark.slow
 def test_without_a_network_what_is_here_will_do(tmp_path: Path, hub: Hub) -> None:
     commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
     assert pull(hub, tmp_path, "owner/repo:Q4_0").returncode == 0

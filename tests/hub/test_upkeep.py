@@ -86,6 +86,7 @@ def test_list_survives_whatever_lies_in_the_cache(here: Here) -> None:
     assert here("list", "--json").returncode == 0
 
 
+@pytest.mark.slow
 def test_show(here: Here) -> None:
     done = here("show", "owner/repo:q4_0")
     assert done.returncode == 0, done.stderr
@@ -153,6 +154,7 @@ def test_alias(here: Here, tmp_path: Path) -> None:
         assert said in done.stderr
 
 
+@pytest.mark.slow
 def test_verify_finds_one_flipped_byte_and_fetches_it_again(here: Here) -> None:
     ok = here("verify")
     assert (ok.returncode, ok.stdout) == (0, "ok owner/repo:Q4_0: 3 files\nok owner/repo:Q8_0: 3 files\n")
@@ -195,6 +197,7 @@ def test_verify_offline_cannot_fix(here: Here) -> None:
     assert path.exists(), "nothing is thrown away that cannot be fetched again"
 
 
+@pytest.mark.slow
 def test_rm_frees_what_nothing_else_needs(here: Here) -> None:
     assert len(here.blobs()) == 4
     done = here("rm", "owner/repo:Q8_0", "--yes")
@@ -243,6 +246,7 @@ def test_rm_asks(here: Here) -> None:
         assert len(here.names()) == left
 
 
+@pytest.mark.slow
 def test_rm_does_not_touch_a_file_of_one_s_own(here: Here, tmp_path: Path) -> None:
     file = tmp_path / "own" / "own.gguf"
     file.parent.mkdir()
@@ -267,6 +271,7 @@ def test_rm_by_a_revision_takes_the_companions_too(hub: Hub, tmp_path: Path) -> 
     assert tree(tmp_path / "hub") == {}
 
 
+@pytest.mark.slow
 def test_prune(here: Here) -> None:
     repository = next(here.folder.glob("hub/models--*"))
     before = tree(here.folder / "hub")
@@ -320,6 +325,7 @@ def test_update(here: Here, hub: Hub) -> None:
     assert "unknown" in off.stdout
 
 
+@pytest.mark.slow
 def test_search(here: Here, hub: Hub) -> None:
     hub.add("big/tales-GGUF", {**SMALL, "m-F16.gguf": gguf()}, downloads=1000, likes=3)
     hub.add("small/tales", {"onnx/model_q4.onnx": b"x" * 1000, "config.json": b"{}"}, downloads=10, tags=("onnx",))
@@ -337,6 +343,7 @@ def test_search(here: Here, hub: Hub) -> None:
     assert "the Hub has no GGUF or ONNX model named like 'zzz'" in nothing.stderr
 
 
+@pytest.mark.slow
 def test_a_long_listing_guesses_first_and_reads_later(hub: Hub, tmp_path: Path, model_path: Path) -> None:
     """A cache that another tool filled with many real models: each header costs some 10 ms, once."""
     snapshot = tmp_path / "hub/models--owner--Tale-7B-GGUF/snapshots" / ("0" * 40)
@@ -352,6 +359,7 @@ def test_a_long_listing_guesses_first_and_reads_later(hub: Hub, tmp_path: Path, 
     assert set(column) == {"135M"}
 
 
+@pytest.mark.slow
 def test_show_of_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
     config = {"model_type": "llama", "max_position_embeddings": 2048, "num_hidden_layers": 2, "hidden_size": 8}
     header = json.dumps({"a.weight": {"dtype": "BF16", "shape": [4, 8], "data_offsets": [0, 64]}}).encode()
@@ -380,6 +388,7 @@ def test_show_of_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
 # What a reviewer found: each of these lost something, or failed.
 
 
+@pytest.mark.slow
 def test_rm_by_path_never_removes_anything(here: Here, tmp_path: Path) -> None:
     file = tmp_path / "x-Q4_0.gguf"
     file.write_bytes(gguf())

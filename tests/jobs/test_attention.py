@@ -44,6 +44,7 @@ def proper(weights: np.ndarray) -> None:
     assert not np.triu(weights, 1).any()
 
 
+@pytest.mark.slow
 def test_rows_sum_to_one_and_none_looks_ahead(model: Scorer) -> None:
     tokens = model.tokenize("\n".join(lines(12)), begin=True)[:300]
     found = attend(model, tokens, 7)  # longer than what is evaluated at once

@@ -183,6 +183,7 @@ def test_on_a_terminal(tmp_path: Path, model_path: Path) -> None:
     assert 2 <= len(lines(out)) < 8
 
 
+@pytest.mark.slow
 def test_vectors_instead_of_answers(tmp_path: Path) -> None:
     folder = masked.write_checkpoint(tmp_path / "checkpoint")
     config = json.loads((folder / "config.json").read_text()) | {"architectures": ["BertModel"]}

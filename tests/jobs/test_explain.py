@@ -78,6 +78,7 @@ def test_the_two_engines_agree(precise_path: Path, tmp_path: Path) -> None:
     assert np.abs(ours - [step.logprob or 0.0 for step in other.steps[1:]]).max() < 1e-2
 
 
+@pytest.mark.slow
 def test_onnx_models(tmp_path: Path) -> None:
     model = tiny_onnx.write(tmp_path / "tiny", "own")
     found = json.loads(localllm("tokenize", "-m", str(model), "Hi there", "--json").stdout)
@@ -190,6 +191,7 @@ def test_other_tokenizers_are_aligned_by_bytes() -> None:
         list(compare.align(one, steps(b"abd")))
 
 
+@pytest.mark.slow
 def test_the_table_and_json(model_path: Path) -> None:
     done = localllm("explain", "-m", str(model_path), TEXT, "--continue", "2", "--temperature", "0")
     assert (done.returncode, done.stderr) == (0, "")
@@ -206,6 +208,7 @@ def test_the_table_and_json(model_path: Path) -> None:
     assert found["perplexity"] == pytest.approx(math.exp(-total / 6))
 
 
+@pytest.mark.slow
 def test_a_chat_and_a_comparison(model_path: Path, tiny: Path) -> None:
     words = ("explain", "-m", str(model_path), "Hi", "--chat", "--json")
     found = json.loads(localllm(*words).stdout)
@@ -220,6 +223,7 @@ def test_a_chat_and_a_comparison(model_path: Path, tiny: Path) -> None:
     assert re.search(r"^≠ they part at \d+ of \d+ places$", done.stdout, re.M)
 
 
+@pytest.mark.slow
 def test_the_heat(model_path: Path) -> None:
     with Terminal("explain", "-m", str(model_path), TEXT + "\x1b[2Jxqz", COLORTERM="truecolor") as terminal:
         assert terminal.exit_code() == 0

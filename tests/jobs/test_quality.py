@@ -60,6 +60,7 @@ def test_against_a_reference(worse: Path, model_path: Path, text: Path) -> None:
     assert (found["chunks"], found["context"], found["tokens"]) == (8, 128, 8 * 63)
 
 
+@pytest.mark.slow
 def test_a_model_against_itself(model_path: Path, text: Path) -> None:
     done = localllm("evaluate", str(model_path), "--against", str(model_path), "--text", str(text), "--ctx", "64",
                     "--chunks", "2", "--json")  # fmt: skip
@@ -67,6 +68,7 @@ def test_a_model_against_itself(model_path: Path, text: Path) -> None:
     assert (found["mean_kld"], found["same_top"], found["ppl_ratio"]) == (0, 1, 1)
 
 
+@pytest.mark.slow
 def test_the_table_and_the_built_in_text(model_path: Path) -> None:
     done = localllm("evaluate", str(model_path), "--ctx", "64", "--chunks", "2")
     assert done.returncode == 0

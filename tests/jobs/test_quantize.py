@@ -181,6 +181,7 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, "quantize", *words], cwd=folder, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_command_with_several_types(tiny: Path, tmp_path: Path) -> None:
     done = run(tmp_path, str(tiny), "q4_0", "Q8_0", "q4_0", "-q")
     assert (done.returncode, done.stdout, done.stderr) == (0, "tiny-Q4_0.gguf\ntiny-Q8_0.gguf\n", "")
