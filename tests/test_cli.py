@@ -188,6 +188,13 @@ def test_input_that_is_no_text() -> None:
     assert "standard input is not UTF-8 text (byte 0xe9 at 3)" in one_line(done.stderr)
 
 
+def test_input_without_an_end() -> None:
+    with Path("/dev/zero").open("rb") as zeros:
+        done = subprocess.run([*COMMAND, "run", "Hi"], stdin=zeros, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input is larger than 16 MB" in one_line(done.stderr)
+
+
 def test_a_very_long_word_is_prompt() -> None:
     done = localllm("run", "a" * 100_000, "-n", "2")
     assert done.returncode == 4

@@ -10,6 +10,7 @@ import typer
 
 from localllm.commands._asking import Asking, advice
 from localllm.commands._form import Form
+from localllm.commands._input import read_whole
 from localllm.commands._options import (
     EngineOption,
     ModelOption,
@@ -66,7 +67,8 @@ def _run(
 
     name, prompt = split_words(words, model)
     if not sys.stdin.isatty():
-        prompt = "\n\n".join(part for part in (prompt, read_input()) if part.strip())
+        piped = read_whole(sys.stdin.buffer, "standard input", "utf-8-sig")
+        prompt = "\n\n".join(part for part in (prompt, piped) if part.strip())
     elif not prompt and not given.get("file") and sys.stdout.isatty():
         from localllm.commands.chat import open_chat
 
@@ -105,15 +107,3 @@ def answer(
         say("(cut: the limit of tokens was reached)", dim=True)
     if verbose and last.usage is not None:
         session.report(last.usage)
-
-
-def read_input() -> str:
-    """Standard input as text; raises UsageError where it is none."""
-    data = sys.stdin.buffer.read()
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"standard input is not UTF-8 text (byte 0x{data[error.start]:02x} at {error.start})",
-            "convert it first, for example with iconv",
-        ) from None

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from localllm.commands._input import read_whole
 from localllm.commands._options import JsonOption, ModelOption, SystemOption, YesOption
 from localllm.errors import UsageError
 from localllm.settings import load_settings
@@ -86,8 +87,6 @@ def read_text(text: str, file: Path | None) -> str:
 
     Raises UsageError, also where it is larger than 16 MB: a token of it takes some 100 bytes of memory.
     """
-    from localllm.text.attachments import MAX_TEXT
-
     if text and file:
         raise UsageError(f"a text and --file {file}: which of them?", "leave one out")
     if text:
@@ -97,15 +96,6 @@ def read_text(text: str, file: Path | None) -> str:
     place = "standard input" if file is None or str(file) == "-" else str(file)
     try:
         with nullcontext(sys.stdin.buffer) if place == "standard input" else Path(place).open("rb") as source:
-            data = source.read(MAX_TEXT + 1)
+            return read_whole(source, place)
     except OSError as error:
         raise UsageError(f"--file {file} cannot be read: {error.strerror}") from None
-    if len(data) > MAX_TEXT:
-        raise UsageError(f"{place} is larger than {MAX_TEXT >> 20} MB", "take it in parts")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{place} is not UTF-8 text (byte 0x{data[error.start]:02x} at {error.start})",
-            "convert it first, for example with iconv",
-        ) from None
