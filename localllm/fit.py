@@ -14,7 +14,8 @@ from enum import Enum
 from typing import Any
 
 from localllm.errors import OutOfMemory
-from localllm.formats.gguf import Array, Header
+from localllm.formats.gguf import Header
+from localllm.formats.gguf_metadata import Array
 from localllm.hardware import Memory
 from localllm.shape import CELLS, Shape, Values, of_config
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from localllm.errors import BadModelFile
-from localllm.formats.gguf import TENSOR_TYPES, TYPE_IDS, WITHOUT_ATTENTION
+from localllm.formats.gguf import TENSOR_TYPES, TYPE_IDS
+from localllm.formats.gguf_metadata import WITHOUT_ATTENTION
 
 UBATCH = 512  # tokens that llama.cpp computes at once
 CELLS = 256  # the KV cache is a multiple of so many tokens

@@ -25,7 +25,8 @@ from localllm.fit import (
     tokens_per_second,
     verdict,
 )
-from localllm.formats.gguf import Array, Header, read_header
+from localllm.formats.gguf import Header, read_header
+from localllm.formats.gguf_metadata import Array
 from localllm.hardware import Gpu, Memory, gpus, memory, physical_cores
 from localllm.shape import row_bytes
 from tests.support.random_models import Model, write
@@ -39,7 +40,8 @@ from pathlib import Path
 from localllm import fit, hardware
 from localllm.engines import native
 from localllm.engines.llama_model import LlamaModel
-from localllm.formats.gguf import Array, Header, read_header
+from localllm.formats.gguf import Header, read_header
+from localllm.formats.gguf_metadata import Array
 from localllm.types import EngineOptions
 
 native.log.verbose = True

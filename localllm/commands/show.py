@@ -193,14 +193,14 @@ def _summary(header: Header, place: dict[str, Any]) -> dict[str, Any]:
 
 
 def _length(value: Any) -> int:
-    from localllm.formats.gguf import Array
+    from localllm.formats.gguf_metadata import Array
 
     return value.length if isinstance(value, Array) else len(value) if isinstance(value, tuple) else 0
 
 
 def _metadata(header: Header) -> dict[str, Any]:
     """All values but the long arrays, of which the length is told."""
-    from localllm.formats.gguf import Array
+    from localllm.formats.gguf_metadata import Array
 
     return {
         key: {"length": value.length} if isinstance(value, Array) else value

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from localllm.errors import BadModelFile, ModelNotFound
+from localllm.formats.gguf_metadata import Array, check
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -26,10 +27,8 @@ MAX_KEY_BYTES = 65535
 MAX_NAME_BYTES = 63
 MAX_METADATA = 1 << 16
 MAX_TENSORS = 1 << 20
-MAX_LAYERS = 512  # llama.cpp aborts the process above this
 MAX_HEADER = 256 << 20  # bytes of a remote file that are fetched to find where its header ends
 SHORT_ARRAY = 1024
-NO_TOKEN = 0xFFFFFFFF  # how converters write that a special token does not exist
 
 # ggml's tensor types: id -> name, elements per block, bytes per block.
 TENSOR_TYPES = {
@@ -88,15 +87,6 @@ SCALARS = {
 STRING, ARRAY = 8, 9
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})\.gguf")
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """A metadata array too long to keep: its value type, its length and where its items begin in the file."""
-
-    type: int
-    length: int
-    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +228,7 @@ class _Reader:
         tensors = self.tensors(tensor_count, metadata)
         header = Header(self.path, self.size, metadata, tensors)
         if not any_kind and not metadata.get("split.no", 0):  # only the first shard has more than its tensors
-            _check_metadata(header, self.bad)
+            check(metadata, self.bad)
         return header
 
     def tensors(self, count: int, metadata: dict[str, Any]) -> tuple[Tensor, ...]:
@@ -385,55 +375,3 @@ def read_array(data: mmap.mmap | bytes, array: Array) -> Iterator[Any]:
         position += 8
         yield data[position : position + length].decode(errors="replace")
         position += length
-
-
-# Values that the native loader trusts: a wrong one divides by zero, aborts, or asks for absurd amounts of memory.
-_POSITIVE = {
-    "block_count": MAX_LAYERS,
-    "embedding_length": 1 << 20,
-    "context_length": 1 << 31,
-    "attention.head_count": 1 << 16,
-    "attention.head_count_kv": 1 << 16,
-    "attention.key_length": 1 << 16,
-    "attention.value_length": 1 << 16,
-    "rope.dimension_count": 1 << 16,
-    "vocab_size": 1 << 24,
-}
-_NEVER_PER_LAYER = ("block_count", "embedding_length", "context_length", "vocab_size")
-_HEADS = ("attention.head_count", "attention.head_count_kv")
-# Converters write that these have no heads; hybrids say so layer by layer, in an array.
-WITHOUT_ATTENTION = ("mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7", "arwkv7")
-
-
-def _check_metadata(header: Header, bad: Any) -> None:
-    architecture = header.metadata.get("general.architecture")
-    if not isinstance(architecture, str) or not architecture:
-        raise bad("it does not name its architecture")
-    for key, limit in _POSITIVE.items():
-        value = header.get(key)
-        items = value if isinstance(value, tuple) and key not in _NEVER_PER_LAYER else (value,)
-        least = 0 if key in _HEADS and (isinstance(value, tuple) or architecture in WITHOUT_ATTENTION) else 1
-        if value is not None and not all(
-            isinstance(i, int) and not isinstance(i, bool) and least <= i <= limit for i in items
-        ):
-            raise bad(f"{architecture}.{key} is {value!r}")
-    for key, value in header.metadata.items():
-        if key.endswith("epsilon") and not (isinstance(value, float) and 0 <= value < 1):
-            raise bad(f"{key} is {value!r}")
-    tokens = header.metadata.get("tokenizer.ggml.tokens")
-    if tokens is not None:
-        count = tokens.length if isinstance(tokens, Array) else len(tokens)
-        _check_vocabulary(header, count, bad)
-
-
-def _check_vocabulary(header: Header, count: int, bad: Any) -> None:
-    for key, value in header.metadata.items():
-        if not key.startswith("tokenizer.ggml."):
-            continue
-        wrong = key.endswith("_token_id") and (not isinstance(value, int) or not 0 <= value < count)
-        if wrong and value != NO_TOKEN:
-            raise bad(f"{key} is {value!r} and the vocabulary has {count} tokens")
-        if key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type"):
-            length = value.length if isinstance(value, Array) else len(value) if isinstance(value, tuple) else -1
-            if length != count:
-                raise bad(f"{key} has {length} items and the vocabulary {count} tokens")

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from localllm.errors import BadModelFile, ModelNotFound
-from localllm.formats.gguf import Array, merged, read_array, read_header, read_remote_header
+from localllm.formats.gguf import merged, read_array, read_header, read_remote_header
+from localllm.formats.gguf_metadata import Array
 from tests.support.gguf_files import (
     ARRAY,
     DATA_SIZE,

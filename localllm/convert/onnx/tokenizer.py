@@ -13,7 +13,8 @@ from typing import Any
 from localllm.convert import pretokenizer
 from localllm.convert.vocabulary import CONTROL, UNKNOWN, USER_DEFINED
 from localllm.errors import BadModelFile
-from localllm.formats.gguf import NO_TOKEN, Array, Header, read_array
+from localllm.formats.gguf import Header, read_array
+from localllm.formats.gguf_metadata import NO_TOKEN, Array
 
 _SPACE = "\u2581"  # how SentencePiece writes a space
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
