@@ -123,8 +123,11 @@ class Lookup:
             self._index(token)
 
     def guess(self, count: int) -> list[int]:
-        """The tokens that followed the last time, at most `count`."""
-        return self.text[self._next : self._next + count] if self.stretch else []
+        """`count` tokens that followed the last time; where the text ends before, it goes on turning in that circle."""
+        if not self.stretch:
+            return []
+        followed = self.text[self._next : self._next + count]
+        return [followed[i % len(followed)] for i in range(count)]
 
     def add(self, token: int) -> None:
         """The text goes on with `token`."""
