@@ -9,7 +9,8 @@ guess (arXiv 2211.17192).
 
 How many tokens are worth guessing is decided anew every time, from two things that are measured all along. How often a
 guess is right is counted by how long a stretch is being repeated: also while nothing is guessed, so that a story pays
-nothing to find out. And what a batch of n tokens costs in single steps is timed on this machine as batches come.
+nothing to find out. And what a batch of n tokens costs in single steps is timed on this machine as batches come. Texts
+differ, and what was learned from one misleads in the next: so what an answer may lose to wrong guesses is bounded.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Sequence
+from math import inf
 from typing import Protocol
 
 from localllm.protocols import TokenModel
@@ -35,7 +37,9 @@ _DOUBT = 4.0  # guesses that the first assumptions count for
 _MEMORY = 200.0  # guesses that are remembered; older ones fade
 _FIRST_SHARE, _FIRST_STEP = 0.7, 0.3  # what is assumed of a small model: right guesses, and their cost in steps
 _PATIENCE = 64  # tokens after which a small model that did not pay is tried again
-_WORTH = 1.25  # what must be gained in expectation before anything is guessed
+_WORTH = 1.1  # what must be gained in expectation before anything is guessed
+# Single steps: what wrong guesses may cost an answer, at once and for each token. What right ones save is added.
+_STAKE, _RATE = 2.0, 0.02
 
 
 class Ahead(Protocol):
@@ -89,19 +93,26 @@ class Pace:
             found = max(1.0, min(2.0 * size, seconds / self._single))
             self._cost[size] += 0.25 * (found - self._cost[size])
 
-    def best(self, stretch: int, most: int) -> int:
-        """How many tokens to guess where the last `stretch` are a repetition, at most `most`; 0 if it would not pay."""
+    def price(self, size: int) -> float:
+        """What an evaluation of `size` tokens costs more than a single step, and to guess them; in single steps."""
+        return self._cost[size] + self.step * (size - 1) - 1
+
+    def best(self, stretch: int, most: int, purse: float = inf) -> int:
+        """How many tokens to guess where the last `stretch` are a repetition; 0 if it would not pay.
+
+        At most `most`, which may all be wrong: then they cost no more than `purse`, in single steps.
+        """
         chosen, gain = 0, _WORTH
         expected, chance, guessed = 1.0, 1.0, 0
         for size in SIZES:
-            if size - 1 > most:
+            if size - 1 > most or self.price(size) > purse:
                 break
             while guessed < size - 1:
                 level = _level(stretch + guessed)
                 chance *= self._right[level] / self._asked[level]
                 expected += chance
                 guessed += 1
-            found = expected / (self._cost[size] + self.step * guessed)
+            found = expected / (1 + self.price(size))
             if found > gain:
                 chosen, gain = guessed, found
         return chosen
@@ -164,10 +175,10 @@ class Draft:
         self._idle = 0  # tokens since the last guess
         self._known = 0  # how long the text was then, with the guess
 
-    def guess(self, tokens: Sequence[int], most: int) -> list[int]:
+    def guess(self, tokens: Sequence[int], most: int, purse: float) -> list[int]:
         """How the tokens may go on, as far as that pays."""
         self._idle += 1
-        count = self.pace.best(self._right, most) or int(self._idle > _PATIENCE and most > 0)
+        count = self.pace.best(self._right, most, purse) or int(self._idle > _PATIENCE and most > 0)
         if not count or len(tokens) + count >= self.model.context:
             return []
         self._idle = 0
@@ -195,6 +206,7 @@ class Speculation:
     def __init__(self, model: Ahead, pace: Pace, tokens: Sequence[int], draft: Draft | None = None) -> None:
         self._model, self._pace, self._lookup, self._draft = model, pace, Lookup(tokens), draft
         self._drafts = False  # whether what is ahead is the small model's
+        self._purse = _STAKE  # single steps that may still be lost
         self.drafted = self.accepted = 0
 
     def feed(self, token: int, room: int) -> None:
@@ -211,17 +223,22 @@ class Speculation:
             if right:
                 model.feed(token)
                 self.accepted += 1
+                self._purse += 1
                 return
         most = min(room, model.lookahead)
-        guess = lookup.guess(pace.best(lookup.stretch, most)) if lookup.stretch else []
+        guess = lookup.guess(pace.best(lookup.stretch, most, self._purse)) if lookup.stretch else []
         if self._draft is not None:
             self._drafts = not guess
-            guess = guess or self._draft.guess(lookup.text, most)
+            guess = guess or self._draft.guess(lookup.text, most, self._purse)
         guess = guess[: model.clear_ahead(len(guess))]
         started = time.perf_counter()
         model.feed_ahead(token, guess)
         seconds = time.perf_counter() - started
+        size = 1 + len(model.ahead)
         self.drafted += len(model.ahead)
+        if model.ahead:
+            self._purse -= (self._draft.pace if self._drafts and self._draft else pace).price(size)
+        self._purse += _RATE
         for known in (pace, self._draft.pace if self._draft else None):
             if known:
-                known.took(1 + len(model.ahead), seconds)
+                known.took(size, seconds)

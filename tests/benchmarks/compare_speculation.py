@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from pathlib import Path
+from pydoc_data.topics import topics
 
 from localllm.engines import open_engine
 from localllm.engines.local import LocalEngine
@@ -41,6 +42,7 @@ TEXTS = {
     "code edited": f"Rename the variable x to values in this code and print it in full:\n```python\n{CODE}\n```",
     "a list": "Count from 1 to 100, one number a line.",
     "a summary, seems to copy": f"Summarize this in your own words: {SENTENCE} {CODE}",
+    "a long text, and a question": f"{topics['assignment'][:1800]}\nWhat is an augmented assignment?",
     "a story": "Write a long story about a dog who went to sea.",
     "a letter": "Write a letter to my landlord about the broken heating.",
 }

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,7 +14,7 @@ from localllm.engines.llama_cpp import open_draft
 from localllm.engines.llama_model import LlamaModel
 from localllm.engines.local import LocalEngine
 from localllm.engines.proofs import Proofs
-from localllm.engines.speculation import SIZES, Lookup, Pace
+from localllm.engines.speculation import SIZES, Lookup, Pace, Speculation
 from localllm.errors import UsageError
 from localllm.types import Constraint, EngineOptions, Limits, Message, Request, Sampling, Usage
 from tests.support.random_models import Model, write
@@ -65,6 +66,8 @@ def test_a_guess_must_pay() -> None:
     assert pace.best(3, 15) == 0
     assert pace.best(20, 15) > 3
     assert pace.best(20, 1) <= 1
+    assert pace.best(20, 15, 2.0) in (1, 2, 3)
+    assert pace.best(20, 15, 0.5) == 0
     for _ in range(50):
         pace.took(1, 0.01)
         for size in SIZES:
@@ -74,6 +77,37 @@ def test_a_guess_must_pay() -> None:
         for size in SIZES:
             pace.took(size, 0.01)
     assert pace.best(20, 15) == 15
+
+
+def test_wrong_guesses_cost_little() -> None:
+    """Texts that seem to repeat and never do: after every three known tokens comes a new one."""
+    spent, steps = 0.0, 600
+
+    class Counting:
+        ahead: ClassVar[list[int]] = []
+        lookahead = SIZES[-1] - 1
+
+        def clear_ahead(self, count: int) -> int:
+            return count
+
+        def feed_ahead(self, token: int, guess: Sequence[int]) -> None:
+            nonlocal spent
+            self.ahead[:] = guess
+            spent += pace.price(1 + len(guess)) if guess else 0.0
+
+        def feed(self, token: int) -> None:
+            raise AssertionError("a guess was right")
+
+    pace = Pace()
+    pace.took = lambda _size, _seconds: None
+    for stretch in (3, 4, 6, 9, 13, 19, 28, 41):
+        for _ in range(200):
+            pace.saw(stretch, True)  # what other texts taught
+    speculation = Speculation(Counting(), pace, [1, 2, 3, 4])
+    for i in range(steps):
+        speculation.feed(1 + i % 4 if i % 4 < 3 else 100 + i, steps - i)
+    assert speculation.accepted == 0 < speculation.drafted
+    assert 0 < spent <= 2 + 0.02 * steps
 
 
 @pytest.fixture(scope="module")
