@@ -19,7 +19,7 @@ import difflib
 import html
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -152,7 +152,7 @@ class Model:
 
     def stream(
         self, messages: Talk, *, system: str | None = None, plain: bool = False, **options: Any
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """The pieces of an answer as they come; `plain` goes on with a text, as `generate` does.
 
         Until it is read to its end or closed, no other call gets its turn.
@@ -279,7 +279,7 @@ class Model:
         return answer
 
 
-def _texts(chunks: Any) -> Iterator[str]:
+def _texts(chunks: Any) -> Generator[str, None, None]:
     with closing(chunks):
         yield from (chunk.text for chunk in chunks if chunk.text and chunk.kind == "answer")
 

@@ -115,7 +115,7 @@ def test_an_open_stream_is_told_and_a_dropped_one_ends(scripted: Model) -> None:
     assert next(stream)
     with pytest.raises(UsageError, match="a stream of this model is still open"):
         scripted.chat("x")
-    stream.close()  # type: ignore[attr-defined]  # a generator
+    stream.close()
     assert scripted.chat("x")
     for _ in scripted.stream("x"):
         break

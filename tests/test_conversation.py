@@ -26,7 +26,7 @@ def make(tmp_path: Path) -> Make:
         path = tmp_path / "s"
         path.write_text(script)
         engine = open_engine("fake", path, EngineOptions(context=context))
-        return Conversation(engine, Sampling(), Limits(**limits), "SYS")  # type: ignore[arg-type]
+        return Conversation(engine, Sampling(), Limits(**limits), "SYS")
 
     return build
 
@@ -108,14 +108,14 @@ def test_another_answer_draws_with_another_seed(make: Make) -> None:
     class Watched:
         context = 500
 
-        def stream(self, request):  # type: ignore[no-untyped-def]
+        def stream(self, request):
             seeds.append(request.sampling.seed)
             return stream(request)
 
-        def count(self, request):  # type: ignore[no-untyped-def]
+        def count(self, request):
             return 1
 
-    conversation.engine = Watched()  # type: ignore[assignment]
+    conversation.engine = Watched()
     list(conversation.ask("one"))
     list(conversation.regenerate())
     list(conversation.regenerate())
@@ -213,7 +213,7 @@ def test_shift_lets_an_answer_run_on(make: Make) -> None:
     chunks = list(conversation.ask("count"))
     assert said(chunks) == script
     assert chunks[-1].finish == "stop"
-    model = conversation.engine.model  # type: ignore[attr-defined]
+    model = conversation.engine.model
     assert len(model._held) < 80 and bytes(model._held[:5]) == b"SYS\n\n"
 
 

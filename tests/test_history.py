@@ -48,7 +48,7 @@ def test_what_was_said_comes_back(history: History, tmp_path: Path) -> None:
     tree = history.tree(record)
     assert tree.nodes == conversation.tree.nodes and tree.leaf == conversation.tree.leaf
     assert tree.last("user") == conversation.tree.last("user")
-    assert tree.last("user").attachments == (Attachment("f.txt", "file\n"),)  # type: ignore[union-attr]
+    assert tree.last("user").attachments == (Attachment("f.txt", "file\n"),)
     assert stat.S_IMODE(history.path.stat().st_mode) == 0o600
     for beside in history.path.parent.iterdir():
         assert stat.S_IMODE(beside.stat().st_mode) == 0o600, beside
@@ -168,7 +168,7 @@ def test_two_that_resume_one_conversation_both_keep_what_they_said(history: Hist
     (record,) = history.records()
     tree = history.tree(record)
     assert {leaf.parent for leaf in tree.leaves()} == {n.id for n in tree.nodes.values() if "from" in n.content}
-    assert tree.last("user").content == "from the second"  # type: ignore[union-attr]
+    assert tree.last("user").content == "from the second"
 
 
 def make_newer(path: Path) -> None:
@@ -197,7 +197,7 @@ def make_cut(path: Path) -> None:
 )
 def test_a_file_that_cannot_be_used(tmp_path: Path, spoil: object, message: str) -> None:
     path = tmp_path / "history.db"
-    spoil(path)  # type: ignore[operator]
+    spoil(path)
     with pytest.raises(HistoryError, match=message):
         open_history(path).records()
 

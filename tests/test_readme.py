@@ -5,10 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from typer.main import get_command
-
 from localllm import errors
-from localllm.cli import app
+from localllm.cli import Commands
 from localllm.engines import ENGINES
 from localllm.ui.chat.table import commands
 
@@ -25,7 +23,7 @@ def test_two_commands_set_everything_up() -> None:
 
 
 def test_every_command_is_shown() -> None:
-    for name in get_command(app).commands:  # type: ignore[attr-defined]
+    for name in Commands():
         assert f"localllm {name}" in README, name
     for name in commands():
         assert name in README, name

@@ -47,7 +47,7 @@ def _text(model: str, count: int) -> str:
     """The beginning of a text, repeated, that has so many tokens or some fewer."""
     from localllm.commands._model import resolve
 
-    with closing(open_text_model(resolve(model, yes=False).path, EngineOptions(**PRECISE))) as opened:  # type: ignore[arg-type]
+    with closing(open_text_model(resolve(model, yes=False).path, EngineOptions(**PRECISE))) as opened:
         tokens = opened.tokenize(evaluation_text() * 8, begin=False, special=False)[:count]
         if count == TOKENS[0]:
             started, processor = time.perf_counter(), time.process_time()

@@ -38,7 +38,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def rows(*words: str, **options: str) -> list[list[float]]:
-    done = localllm("embed", *words, "--json", **options)  # type: ignore[arg-type]
+    done = localllm("embed", *words, "--json", **options)
     assert done.returncode == 0, done.stderr
     found: list[list[float]] = json.loads(done.stdout)["embeddings"]
     return found

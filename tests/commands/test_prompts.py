@@ -22,7 +22,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def told(done: object) -> int:
-    return int(json.loads(done.stdout)["usage"]["prompt_tokens"])  # type: ignore[attr-defined]
+    return int(json.loads(done.stdout)["usage"]["prompt_tokens"])
 
 
 @pytest.mark.slow

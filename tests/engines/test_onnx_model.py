@@ -31,7 +31,7 @@ PROMPT = list(np.random.RandomState(3).randint(0, 256, 700))
 
 
 def opened(path: Path, **options: object) -> OnnxModel:
-    return engine.load(read_folder(path), EngineOptions(**{"context": 900, "threads": 1, **options}))[0]  # type: ignore[arg-type]
+    return engine.load(read_folder(path), EngineOptions(**{"context": 900, "threads": 1, **options}))[0]
 
 
 def whole(path: Path, tokens: list[int]) -> np.ndarray:

@@ -164,7 +164,7 @@ def opened(model_path: Path, folder: Path) -> LlamaModel:
 
 def answer(model_path: Path, folder: Path, question: str, options: EngineOptions, tokens: int = 6) -> tuple[str, Usage]:
     engine: LocalEngine = open_engine("llama.cpp", model_path, options, single=True)
-    engine.model.prefixes = cache(folder)  # type: ignore[attr-defined]
+    engine.model.prefixes = cache(folder)
     request = Request((Message("user", f"{DOCUMENT}\n{question}"),), Sampling(temperature=0), Limits(max_tokens=tokens))
     chunks = list(engine.stream(request))
     engine.close()
@@ -241,10 +241,10 @@ def test_the_commands(home: Path, tmp_path: Path) -> None:
     def run(*more: str, **environment: str) -> dict[str, object]:
         done = localllm(*words, *more, **{"LOCALLLM_NO_CACHE": "0", **environment})
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)  # type: ignore[no-any-return]
+        return json.loads(done.stdout)
 
     def reused(found: dict[str, object]) -> int:
-        return found["usage"]["reused_tokens"]  # type: ignore[index, no-any-return]
+        return found["usage"]["reused_tokens"]
 
     run("--no-cache")
     assert not list((home / "prefixes").glob("*"))

@@ -45,7 +45,7 @@ def test_the_same_answers(most: int | None, model_path: Path, alone: dict[str, s
     found = dict(answers(QUESTIONS.items()))
     engine.close()
     assert {key: text_of(outcome) for key, outcome in found.items()} == alone
-    reused = [outcome[-1].usage.reused_tokens for outcome in found.values()]  # type: ignore[index, union-attr]
+    reused = [outcome[-1].usage.reused_tokens for outcome in found.values()]
     assert reused.count(0) == (most or 5) if most != 1 else sum(reused) == 0
     for outcome, request in zip(map(found.get, QUESTIONS), QUESTIONS.values(), strict=True):
         assert isinstance(outcome, list)

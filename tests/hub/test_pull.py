@@ -240,7 +240,7 @@ def test_trouble_on_the_way_is_overcome(tmp_path: Path, hub: Hub, fault: dict[st
     commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
     if fault["kind"] == "no-range":
         hub.fault("drop", match="cdn GET", after=1_000_000)
-    hub.fault(match="cdn GET", **fault)  # type: ignore[arg-type]
+    hub.fault(match="cdn GET", **fault)
     done = pull(hub, tmp_path, "owner/repo/m-Q4_0.gguf")
     assert done.returncode == 0, done.stderr
     assert (snapshot(tmp_path, commit) / "m-Q4_0.gguf").read_bytes() == MODEL

@@ -37,7 +37,7 @@ def start(hub: Hub, folder: Path, reference: str, **keywords: object) -> subproc
         env={**os.environ, **environment(hub, folder)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        **keywords,  # type: ignore[call-overload]
+        **keywords,
     )
 
 

@@ -96,7 +96,7 @@ def test_one_matrix_of_many(model: Scorer) -> None:
     proper(found.matrix(combine="rollout"))
     for wrong in ({"layer": 30}, {"head": 9}, {"head": -1}, {"layer": 1, "combine": "rollout"}, {"combine": "sum"}):
         with pytest.raises(UsageError):
-            found.matrix(**wrong)  # type: ignore[arg-type]  # a table of wrong ones
+            found.matrix(**wrong)
 
 
 def test_rollout_is_its_definition() -> None:

@@ -120,7 +120,7 @@ OPEN = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 def test_the_tokens_are_those_of_llama_cpp(
     model: LlamaModel, evaluated: list[tuple[list[int], np.ndarray]], options: dict[str, object]
 ) -> None:
-    sampling = Sampling(seed=1234, **options)  # type: ignore[arg-type]
+    sampling = Sampling(seed=1234, **options)
     for tokens, logits in evaluated:
         before = logits.copy()
         ours = sampler(model, sampling, tokens)
