@@ -169,7 +169,7 @@ def _conversations(chat: Chat, _: str) -> Candidates:
 
 
 COMMANDS = [
-    Command("/file NAME...", "attach files to the next question; @NAME does it within one", _file, files=True),
+    Command("/file NAME...", "attach files to the next question; so does @NAME in it", _file, files=True),
     Command("/paste [QUESTION]", "attach what the clipboard holds", _paste),
     Command("/copy [code]", "copy the last answer, or its last block of code", _copy, lambda *_: [("code", "")]),
     Command("/save FILE", "write the conversation with its branches, for /load", _save, files=True),

@@ -113,11 +113,11 @@ def _last_words(chat: Chat) -> str:
 COMMANDS = [
     Command("/regen", "another answer; the earlier one stays (/branch)", _regenerate),
     Command("/undo", "take the last question and its answer back", _undo),
-    Command("/edit [TEXT]", "change the last question, in $EDITOR or to TEXT, and ask again", _edit),
-    Command("/branch [N|new]", "list the branches, go to one, or go on in a new conversation", _branch, _branches),
+    Command("/edit [TEXT]", "change the last question, in $EDITOR or to TEXT, and ask", _edit),
+    Command("/branch [N|new]", "list the branches, go to one, or begin a conversation", _branch, _branches),
     Command("/again", "ask the question that was never answered", _again),
     Command("/clear", "begin a new conversation; the history keeps this one", _clear),
-    Command("/forget", "begin a new conversation and erase this one from the history", _forget),
-    Command("/compact", "have the model summarize the conversation to free the context", _compact),
+    Command("/forget", "begin a new conversation, erase this one from the history", _forget),
+    Command("/compact", "have the model summarize what was said, to make room", _compact),
     Command("/history [WORDS]", "list the conversations that are kept, or search in them", _history),
 ]

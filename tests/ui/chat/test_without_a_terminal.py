@@ -156,3 +156,10 @@ def test_forget_names_the_history_where_that_had_it(history: History, tmp_path: 
     assert "from the history too" in str(table.run(chat, "/forget"))
     list(chat.conversation.ask("one"))
     assert "(/history has it)" in str(table.run(chat, "/clear"))
+
+
+def test_the_list_of_commands_fits_into_80_columns() -> None:
+    usage = max(len(command.usage) for command in table.commands().values())
+    for command in table.commands().values():
+        assert 2 + usage + 2 + len(command.help) <= 80, command.help
+    assert all(len(f"  {key:<14}  {what}") <= 80 for key, what in table.KEYS)
