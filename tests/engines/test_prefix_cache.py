@@ -205,7 +205,7 @@ def test_a_chat_goes_on_bit_by_bit(model_path: Path, tmp_path: Path) -> None:
         for token in (8, 9):
             for model in (begun, resumed):
                 model.feed(token)
-            assert begun._logits_as_bytes() == resumed._logits_as_bytes()
+            assert begun.logits().tobytes() == resumed.logits().tobytes()
     for model in (begun, resumed):
         model.close()
 
