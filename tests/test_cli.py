@@ -255,6 +255,7 @@ def test_terminated() -> None:
         assert process.stderr.read() == b""
 
 
+@pytest.mark.slow
 def test_head_ends_it_silently() -> None:
     line = " ".join(COMMAND) + " run 'Tell me a long story.' --ignore-eos </dev/null | head -c 20"
     done = subprocess.run(["bash", "-c", f"{line}; echo ${{PIPESTATUS[0]}} >&2"], capture_output=True, timeout=60)

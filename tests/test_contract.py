@@ -301,6 +301,7 @@ def test_code_130() -> None:
     ended_by(signal.SIGINT, 130)
 
 
+@pytest.mark.slow
 def test_code_143() -> None:
     ended_by(signal.SIGTERM, 143)
 

@@ -77,6 +77,7 @@ def test_run_with_a_prompt_and_files(own: Path, tmp_path: Path) -> None:
     assert told(localllm("run", "--file", f"{tmp_path}/f.txt", *FAKE, model)) == len(attached) - len("\n\nWhat?")
 
 
+@pytest.mark.slow
 def test_a_prompt_advises_and_the_user_decides(own: Path, tmp_path: Path) -> None:
     own.mkdir()
     (own / "short.md").write_text("+++\n[options]\nmax_tokens = 3\n+++\n")

@@ -51,6 +51,7 @@ def test_a_vocabulary_alone_and_standard_input_to_the_byte(vocabulary: Path, mod
     assert [t["id"] for t in found] == model.tokenize(text, begin=True)
 
 
+@pytest.mark.slow
 def test_special_tokens_or_plain_text() -> None:
     found = tokens("<|im_start|>user")
     assert [(t["piece"], t["special"]) for t in found] == [("<|im_start|>", True), ("user", False)]
@@ -59,6 +60,7 @@ def test_special_tokens_or_plain_text() -> None:
     assert b"".join(bytes(t["bytes"]) for t in plain) == b"<|im_start|>user"
 
 
+@pytest.mark.slow
 def test_begin_and_end_tokens_are_added_where_the_model_wants_them(tmp_path: Path, vocabulary: Path) -> None:
     data, boolean = vocabulary.read_bytes(), b"\x07\0\0\0"
     begin, end = (gguf_files.text(f"tokenizer.ggml.add_{name}_token") + boolean for name in ("bos", "eos"))

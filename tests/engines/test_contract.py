@@ -22,11 +22,11 @@ Factory = Callable[..., LocalEngine]
 SCRIPT = "Grüße 🙂 from a script. END of it."
 
 
-TINY = [f"onnx {layout}" for layout in ("optimum", "genai", "own")]
-POSITIONS = [pytest.param(f"{kind} positions", marks=pytest.mark.slow) for kind in TINY]
+TINY = [f"onnx {layout}{more}" for layout in ("optimum", "genai", "own") for more in ("", " positions")]
+OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in TINY[1:]]
 
 
-@pytest.fixture(params=["llama.cpp", "fake", *TINY, *POSITIONS])
+@pytest.fixture(params=["llama.cpp", "fake", TINY[0], *OTHERS])
 def factory(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Factory]:
     opened = []
     kind, *variant = request.param.split()

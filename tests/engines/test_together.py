@@ -38,6 +38,7 @@ def alone(model_path: Path) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 3, None])
 def test_the_same_answers(most: int | None, model_path: Path, alone: dict[str, str]) -> None:
     """With fewer sequences than requests, of different lengths, so that they are refilled."""

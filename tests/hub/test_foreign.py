@@ -199,6 +199,7 @@ def test_import_by_reference_and_by_copy(here: Path) -> None:
         assert said in failed.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_copy_leaves_no_model(here: Path) -> None:
     file = here / "big-Q4_0.gguf"
     file.write_bytes(gguf())

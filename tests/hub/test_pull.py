@@ -19,6 +19,8 @@ from tests.support.gguf_files import METADATA, U32, gguf, pair
 from tests.support.hub_environment import environment, tree
 from tests.support.hub_server import Hub, serve
 
+pytestmark = pytest.mark.slow  # a server, and a process a step
+
 MODEL = gguf() + os.urandom(3_000_000)
 TOKEN = "hf_aVerySecretTokenOfTheTest"
 
@@ -37,7 +39,6 @@ def snapshot(folder: Path, commit: str, repository: str = "owner/repo") -> Path:
     return folder / "hub" / f"models--{repository.replace('/', '--')}" / "snapshots" / commit
 
 
-@pytest.mark.slow
 def test_a_file_lies_where_the_hub_s_own_tools_look(tmp_path: Path, hub: Hub) -> None:
     commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL, "tokenizer.json": b"{}"})
     done = pull(hub, tmp_path, "owner/repo:q4_0")
@@ -66,7 +67,6 @@ def test_what_the_hub_s_own_tools_fetched_is_here(tmp_path: Path, hub: Hub) -> N
     assert hub.sent("m-Q4_0.gguf") == sent
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "reference",
     [
@@ -104,7 +104,6 @@ def test_shards_come_whole_and_companions_with_their_model(tmp_path: Path, hub: 
     assert done.stdout.endswith("/big-Q8_0-00001-of-00003.gguf\n")
 
 
-@pytest.mark.slow
 def test_shards_come_side_by_side(tmp_path: Path, hub: Hub) -> None:
     """While the first stands still, the others come."""
     names = [f"big-Q8_0-0000{i}-of-00004.gguf" for i in (1, 2, 3, 4)]
@@ -159,7 +158,6 @@ def test_one_broken_file_does_not_keep_the_others_away(tmp_path: Path, hub: Hub)
     assert (done.returncode, done.stdout[-12:]) == (0, "m-Q4_0.gguf\n"), done.stderr
 
 
-@pytest.mark.slow
 def test_what_cannot_run_here_is_warned_of(tmp_path: Path, hub: Hub) -> None:
     wide = {"attention.head_count": 64, "attention.head_count_kv": 64, "attention.key_length": 1024, "block_count": 64}
     metadata = [m for m in METADATA if b"context_length" not in m and b"block_count" not in m]
@@ -222,7 +220,6 @@ def test_several_are_pulled_though_one_fails(tmp_path: Path, hub: Hub) -> None:
     assert done.stderr.endswith("localllm: 1 of 3 were not fetched (the reasons stand above)\n")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "fault",
     [
@@ -247,7 +244,6 @@ def test_trouble_on_the_way_is_overcome(tmp_path: Path, hub: Hub, fault: dict[st
     assert "partial" not in tree(tmp_path / "hub").values()
 
 
-@pytest.mark.slow
 def test_a_listing_that_fails_is_asked_for_again_when_the_server_says(tmp_path: Path, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
     hub.fault("status", match="/api/models", status=429, headers={"Retry-After": "2"})
@@ -312,7 +308,6 @@ def test_a_small_file_is_checked_by_its_git_id(tmp_path: Path, hub: Hub) -> None
     assert "tokenizer.json of owner/repo has the checksum" in done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -347,7 +342,6 @@ def test_a_mirror_that_keeps_its_answers_short(tmp_path: Path, hub: Hub) -> None
     assert (snapshot(tmp_path, commit) / "tokenizer.json").read_bytes() == b"{}"
 
 
-@pytest.mark.slow
 def test_a_changed_revision_in_between(tmp_path: Path, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
     hub.fault("drop", match="cdn GET", after=1_000_000, times=None)
@@ -369,7 +363,6 @@ def test_a_changed_revision_in_between(tmp_path: Path, hub: Hub) -> None:
     assert set(tree(tmp_path / "hub").values()) == {"file", "link"}  # what was begun of the old revision has gone
 
 
-@pytest.mark.slow
 def test_what_was_begun_of_another_revision_is_kept(tmp_path: Path, hub: Hub) -> None:
     commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
     hub.branch("owner/repo", "dev", commit)
@@ -391,7 +384,6 @@ def test_what_was_begun_of_another_revision_is_kept(tmp_path: Path, hub: Hub) ->
     assert "partial" not in tree(tmp_path / "hub").values()
 
 
-@pytest.mark.slow
 def test_a_new_revision_keeps_what_did_not_change(tmp_path: Path, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q4_0.gguf": MODEL, "m-Q8_0.gguf": gguf()})
     assert pull(hub, tmp_path, "owner/repo:Q4_0").returncode == 0
@@ -422,7 +414,6 @@ def test_a_gated_repository_with_a_token(tmp_path: Path, hub: Hub, place: str) -
     assert not [request for request in stored if "authorization" in request.headers]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("token", ["", "hf_anotherSecretToken", "hf_with\x01control"])
 @pytest.mark.parametrize("kind", ["gated", "private"])
 def test_without_the_right_token_the_page_to_visit_is_named(tmp_path: Path, hub: Hub, token: str, kind: str) -> None:
@@ -450,7 +441,6 @@ def test_a_redirect_to_another_host_never_brings_the_token(tmp_path: Path, hub: 
         assert not [r for r in other.requests if TOKEN in json.dumps(r.headers) + r.path]
 
 
-@pytest.mark.slow
 def test_without_a_network_what_is_here_will_do(tmp_path: Path, hub: Hub) -> None:
     commit = hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
     assert pull(hub, tmp_path, "owner/repo:Q4_0").returncode == 0
@@ -485,7 +475,6 @@ def test_plain_lines_without_a_terminal(tmp_path: Path, hub: Hub) -> None:
     assert not any("\x1b" in line for line in lines)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("columns", [80, 200])
 def test_a_line_a_file_and_a_total_on_a_terminal(tmp_path: Path, hub: Hub, columns: int) -> None:
     shards = {
@@ -503,7 +492,6 @@ def test_a_line_a_file_and_a_total_on_a_terminal(tmp_path: Path, hub: Hub, colum
         assert "2.gguf" in terminal.text or "…" in terminal.text
 
 
-@pytest.mark.slow
 def test_ctrl_c_stops_and_the_next_pull_goes_on(tmp_path: Path, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q4_0.gguf": MODEL})
     hub.rate = 1_000_000
@@ -536,7 +524,6 @@ main()
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("how", ["--offline", "LOCALLLM_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_what_was_pulled_runs_and_no_socket_is_opened(
     tmp_path: Path, hub: Hub, model_path: Path, how: str

@@ -15,6 +15,8 @@ from tests.support.gguf_files import ARRAY, METADATA, U32, gguf, pair
 from tests.support.hub_environment import environment, tree
 from tests.support.hub_server import Hub, serve
 
+pytestmark = pytest.mark.slow  # a server, and a process a step
+
 SMALL = {f"m-{q}.gguf": gguf() + q.encode() * n for q, n in (("Q4_0", 20_000), ("Q8_0", 40_000))}
 
 
@@ -86,7 +88,6 @@ def test_list_survives_whatever_lies_in_the_cache(here: Here) -> None:
     assert here("list", "--json").returncode == 0
 
 
-@pytest.mark.slow
 def test_show(here: Here) -> None:
     done = here("show", "owner/repo:q4_0")
     assert done.returncode == 0, done.stderr
@@ -103,7 +104,6 @@ def test_show(here: Here) -> None:
     assert (no_template.returncode, no_template.stdout) == (2, "")
 
 
-@pytest.mark.slow
 def test_show_tells_a_version_once(home: Path) -> None:
     file = next(home.rglob("*.gguf"))
     facts = {"path": file.name, "size": file.stat().st_size, "sha256": ""}
@@ -131,7 +131,6 @@ def test_show_of_what_is_not_here_reads_the_header_alone(hub: Hub, tmp_path: Pat
     assert tree(tmp_path / "hub") == {}
 
 
-@pytest.mark.slow
 def test_alias(here: Here, tmp_path: Path) -> None:
     assert here("alias", "Mine:small", "owner/repo:Q4_0").returncode == 0
     assert here("alias").stdout.splitlines()[1].split() == ["mine:small", "owner/repo:Q4_0"]
@@ -154,7 +153,6 @@ def test_alias(here: Here, tmp_path: Path) -> None:
         assert said in done.stderr
 
 
-@pytest.mark.slow
 def test_verify_finds_one_flipped_byte_and_fetches_it_again(here: Here) -> None:
     ok = here("verify")
     assert (ok.returncode, ok.stdout) == (0, "ok owner/repo:Q4_0: 3 files\nok owner/repo:Q8_0: 3 files\n")
@@ -177,7 +175,6 @@ def test_verify_finds_one_flipped_byte_and_fetches_it_again(here: Here) -> None:
     assert here("verify").returncode == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["truncated", "empty", "small file"])
 def test_verify_finds_other_damage(here: Here, damage: str) -> None:
     name = "tokenizer.json" if damage == "small file" else "m-Q8_0.gguf"
@@ -197,7 +194,6 @@ def test_verify_offline_cannot_fix(here: Here) -> None:
     assert path.exists(), "nothing is thrown away that cannot be fetched again"
 
 
-@pytest.mark.slow
 def test_rm_frees_what_nothing_else_needs(here: Here) -> None:
     assert len(here.blobs()) == 4
     done = here("rm", "owner/repo:Q8_0", "--yes")
@@ -220,7 +216,6 @@ def test_rm_keeps_what_other_tools_put_there(here: Here) -> None:
     assert here.blobs() == {"feed"}
 
 
-@pytest.mark.slow
 def test_rm_keeps_a_blob_that_another_revision_needs(here: Here, hub: Hub) -> None:
     commit = hub.add("owner/repo", {**SMALL, "m-Q8_0.gguf": gguf() + b"changed"})
     assert here("pull", "-q", "owner/repo:Q8_0").returncode == 0
@@ -232,7 +227,6 @@ def test_rm_keeps_a_blob_that_another_revision_needs(here: Here, hub: Hub) -> No
     assert next(here.folder.glob(f"hub/models--*/snapshots/{commit}/m-Q4_0.gguf")).exists()
 
 
-@pytest.mark.slow
 def test_rm_asks(here: Here) -> None:
     done = here("rm", "owner/repo:Q4_0")
     assert done.returncode == 1
@@ -246,7 +240,6 @@ def test_rm_asks(here: Here) -> None:
         assert len(here.names()) == left
 
 
-@pytest.mark.slow
 def test_rm_does_not_touch_a_file_of_one_s_own(here: Here, tmp_path: Path) -> None:
     file = tmp_path / "own" / "own.gguf"
     file.parent.mkdir()
@@ -261,7 +254,6 @@ def test_rm_does_not_touch_a_file_of_one_s_own(here: Here, tmp_path: Path) -> No
     assert sorted(p.name for p in file.parent.iterdir()) == ["manifest.json", "own.gguf"]
 
 
-@pytest.mark.slow
 def test_rm_by_a_revision_takes_the_companions_too(hub: Hub, tmp_path: Path) -> None:
     commit = hub.add("owner/pinned", {"m-Q4_0.gguf": SMALL["m-Q4_0.gguf"], "tokenizer.json": b"{}"})
     hub.branch("owner/pinned", "v1", commit)
@@ -271,7 +263,6 @@ def test_rm_by_a_revision_takes_the_companions_too(hub: Hub, tmp_path: Path) -> 
     assert tree(tmp_path / "hub") == {}
 
 
-@pytest.mark.slow
 def test_prune(here: Here) -> None:
     repository = next(here.folder.glob("hub/models--*"))
     before = tree(here.folder / "hub")
@@ -295,7 +286,6 @@ def test_prune(here: Here) -> None:
     assert here("verify").returncode == 0
 
 
-@pytest.mark.slow
 def test_prune_leaves_a_download_that_is_going_on(here: Here, hub: Hub) -> None:
     hub.add("owner/big", {"m-Q4_0.gguf": gguf() + os.urandom(3_000_000)})
     hub.rate = 1_000_000
@@ -308,7 +298,6 @@ def test_prune_leaves_a_download_that_is_going_on(here: Here, hub: Hub) -> None:
     assert "owner/big:Q4_0" in here.names()
 
 
-@pytest.mark.slow
 def test_update(here: Here, hub: Hub) -> None:
     assert [row["state"] for row in json.loads(here("update", "--json").stdout)] == ["current", "current"]
     hub.add("owner/repo", {"m-Q4_0.gguf": SMALL["m-Q4_0.gguf"], "m-Q8_0.gguf": gguf() + b"newer"})
@@ -325,7 +314,6 @@ def test_update(here: Here, hub: Hub) -> None:
     assert "unknown" in off.stdout
 
 
-@pytest.mark.slow
 def test_search(here: Here, hub: Hub) -> None:
     hub.add("big/tales-GGUF", {**SMALL, "m-F16.gguf": gguf()}, downloads=1000, likes=3)
     hub.add("small/tales", {"onnx/model_q4.onnx": b"x" * 1000, "config.json": b"{}"}, downloads=10, tags=("onnx",))
@@ -343,7 +331,6 @@ def test_search(here: Here, hub: Hub) -> None:
     assert "the Hub has no GGUF or ONNX model named like 'zzz'" in nothing.stderr
 
 
-@pytest.mark.slow
 def test_a_long_listing_guesses_first_and_reads_later(hub: Hub, tmp_path: Path, model_path: Path) -> None:
     """A cache that another tool filled with many real models: each header costs some 10 ms, once."""
     snapshot = tmp_path / "hub/models--owner--Tale-7B-GGUF/snapshots" / ("0" * 40)
@@ -359,7 +346,6 @@ def test_a_long_listing_guesses_first_and_reads_later(hub: Hub, tmp_path: Path, 
     assert set(column) == {"135M"}
 
 
-@pytest.mark.slow
 def test_show_of_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
     config = {"model_type": "llama", "max_position_embeddings": 2048, "num_hidden_layers": 2, "hidden_size": 8}
     header = json.dumps({"a.weight": {"dtype": "BF16", "shape": [4, 8], "data_offsets": [0, 64]}}).encode()
@@ -388,7 +374,6 @@ def test_show_of_a_checkpoint(hub: Hub, tmp_path: Path) -> None:
 # What a reviewer found: each of these lost something, or failed.
 
 
-@pytest.mark.slow
 def test_rm_by_path_never_removes_anything(here: Here, tmp_path: Path) -> None:
     file = tmp_path / "x-Q4_0.gguf"
     file.write_bytes(gguf())
@@ -399,7 +384,6 @@ def test_rm_by_path_never_removes_anything(here: Here, tmp_path: Path) -> None:
     assert "copied" in here.names()
 
 
-@pytest.mark.slow
 def test_rm_of_one_model_by_two_names(here: Here) -> None:
     assert here("alias", "mine", "owner/repo:Q4_0").returncode == 0
     done = here("rm", "-y", "owner/repo:Q4_0", "mine", "owner/repo:q4_0")
@@ -418,7 +402,6 @@ def without_links(cache: Path) -> None:
         blob.unlink()
 
 
-@pytest.mark.slow
 def test_without_symlinks_revisions_stay_apart(here: Here, hub: Hub) -> None:
     new = hub.add("owner/repo", {**SMALL, "m-Q8_0.gguf": gguf() + b"other bytes"})
     assert here("pull", "-q", "owner/repo:Q8_0").returncode == 0
@@ -430,7 +413,6 @@ def test_without_symlinks_revisions_stay_apart(here: Here, hub: Hub) -> None:
     assert {row["state"] for row in json.loads(here("update", "owner/repo:Q8_0", "--json").stdout)} == {"current"}
 
 
-@pytest.mark.slow
 def test_rm_takes_the_companions_of_every_revision(hub: Hub, tmp_path: Path) -> None:
     here = Here(hub, tmp_path)
     for note in (b"{1}", b"{2}"):
@@ -440,7 +422,6 @@ def test_rm_takes_the_companions_of_every_revision(hub: Hub, tmp_path: Path) -> 
     assert tree(tmp_path / "hub") == {}
 
 
-@pytest.mark.slow
 def test_a_plain_name_is_not_pinned_by_an_older_snapshot(here: Here, hub: Hub) -> None:
     hub.add("owner/repo", {"m-Q4_0.gguf": gguf() + b"newer", "m-Q8_0.gguf": gguf() + b"newer still"})
     assert here("pull", "-q", "owner/repo:Q8_0").returncode == 0
@@ -449,7 +430,6 @@ def test_a_plain_name_is_not_pinned_by_an_older_snapshot(here: Here, hub: Hub) -
     assert rows["owner/repo:Q8_0"] == "current"
 
 
-@pytest.mark.slow
 def test_update_sees_a_changed_companion(here: Here, hub: Hub) -> None:
     hub.add("owner/repo", {**SMALL, "tokenizer.json": b'{"new": 1}', "mmproj-F16.gguf": gguf() + b"m" * 1000})
     assert {row["state"] for row in json.loads(here("update", "--json").stdout)} == {"newer"}
@@ -472,7 +452,6 @@ def test_an_odd_header_does_not_spoil_the_list(here: Here, tmp_path: Path) -> No
     assert "llama.context_length is" in here("show", "owner/repo:Q2_K").stderr
 
 
-@pytest.mark.slow
 def test_a_model_in_place_that_has_gone_is_not_hidden(here: Here, tmp_path: Path) -> None:
     file = tmp_path / "x.gguf"
     file.write_bytes(gguf())

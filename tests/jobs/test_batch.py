@@ -48,6 +48,7 @@ def test_what_a_row_asks() -> None:
             messages(wrong)
 
 
+@pytest.mark.slow
 def test_rows_that_fail_are_listed_and_tried_again(tmp_path: Path) -> None:
     script, source, out, errors = (tmp_path / n for n in ("script", "in.jsonl", "out.jsonl", "errors.jsonl"))
     script.write_text("Yes.")

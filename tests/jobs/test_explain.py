@@ -237,6 +237,7 @@ def test_the_heat(model_path: Path) -> None:
         assert re.search(rb"\x1b\[7m capital\x1b\[0m of", terminal.raw)
 
 
+@pytest.mark.slow
 def test_results_that_are_no_numbers(tiny: Path, tmp_path: Path) -> None:
     data = bytearray(tiny.read_bytes())
     weights = next(tensor for tensor in read_header(tiny).tensors if tensor.name == "output_norm.weight")

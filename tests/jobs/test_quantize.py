@@ -203,6 +203,7 @@ def test_a_checkpoint_is_converted_on_the_way(tiny: Path, tmp_path: Path) -> Non
     assert sorted(p.name for p in tmp_path.iterdir()) == ["tiny", "tiny-F32.gguf", "tiny-Q8_0.gguf"]
 
 
+@pytest.mark.slow
 def test_sizes_without_doing_it(tiny: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     done = run(tmp_path, str(tmp_path / "tiny"), "Q4_0", "Q8_0", "--dry-run", "--json")

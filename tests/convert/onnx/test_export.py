@@ -34,6 +34,7 @@ def model(checkpoint: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_folder(checkpoint: Path, tmp_path: Path) -> None:
     (checkpoint / "chat_template.jinja").write_text("{{ messages }}")
     target = tmp_path / "out"
@@ -125,6 +126,7 @@ def test_force_replaces_an_export_and_nothing_else(checkpoint: Path, tmp_path: P
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.slow
 def test_places_that_are_none(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "link").symlink_to(tmp_path)

@@ -14,6 +14,7 @@ from tests.ui.chat.support import Chat, at_prompt, scripted
 THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}<think></think>"
 
 
+@pytest.mark.slow
 def test_options_and_the_system_prompt(home: Path, tmp_path: Path) -> None:
     with Chat(scripted(tmp_path, "one")) as chat:
         for line, shown in (
