@@ -212,6 +212,7 @@ def test_scores_belong_to_their_tokens(factory: Factory) -> None:
         assert len(logprobs) == 4 and logprobs == sorted(logprobs, reverse=True) and max(logprobs) <= 0
 
 
+@pytest.mark.slow
 def test_guesses_change_neither_scores_nor_forms(factory: Factory) -> None:
     """A text that repeats itself is what prompt lookup guesses at; each token is still the model's own."""
     engine = factory(context=1024)

@@ -210,6 +210,7 @@ def test_a_chat_goes_on_bit_by_bit(model_path: Path, tmp_path: Path) -> None:
         model.close()
 
 
+@pytest.mark.slow
 def test_a_chat_that_is_dropped_leaves_nothing(model_path: Path, tmp_path: Path) -> None:
     model = opened(model_path, tmp_path)
     model.prefill(model.tokenize(DOCUMENT, begin=False)[:BLOCK])

@@ -213,6 +213,7 @@ def test_probabilities_are_those_of_single_steps(engines: tuple[LocalEngine, Loc
     assert [s.chosen.logprob for s in one] == pytest.approx([s.chosen.logprob for s in other], abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("start", "threads"), [(9, 1), (230, 2), (280, 2)])
 def test_batches_that_round_otherwise_are_not_used(start: int, threads: int, model_path: Path) -> None:
     """Whatever this processor's code does: what is allowed gives the bits of single steps, in caches of any length.
@@ -275,6 +276,7 @@ def test_proofs() -> None:
     assert not proofs.wants_rows(263)
 
 
+@pytest.mark.slow
 def test_loose_guesses_go_on_in_a_long_cache(model_path: Path) -> None:
     options = EngineOptions(threads=2, context=512)
     request = ask(LINE * 15 + REPEAT, limits=Limits(max_tokens=40, ignore_eos=True))

@@ -176,6 +176,7 @@ def test_garbage_is_no_tar(data: Path) -> None:
             read(garbage)
 
 
+@pytest.mark.slow
 def test_there_and_back_again(home: Path, tmp_path: Path) -> None:
     """The real model, out of one data directory into another, and it runs there without a network."""
     packed = tmp_path / "model.tar"

@@ -218,6 +218,7 @@ def test_a_killed_copy_leaves_no_model(here: Path) -> None:
     assert list((here / "data/models").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_folder_of_too_many_files_is_refused(here: Path) -> None:
     folder = here / "many"
     folder.mkdir()

@@ -103,6 +103,7 @@ def test_damaged_folders(
         open_masked(tmp_path / "copy", OPTIONS)
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path) -> None:
     done = localllm("fill-mask", "-m", str(folder), sentences.MASKED[0], "--top", "2", "--json")
     assert done.returncode == 0 and done.stderr == ""
