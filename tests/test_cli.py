@@ -196,6 +196,7 @@ def test_input_without_an_end() -> None:
     assert "standard input is larger than 16 MB" in one_line(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_very_long_word_is_prompt() -> None:
     done = localllm("run", "a" * 100_000, "-n", "2")
     assert done.returncode == 4
@@ -225,6 +226,7 @@ def start(*words: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*COMMAND, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [0.02, 0.1, 0.2, 0.3, 0.4, 1.5])
 def test_ctrl_c_in_a_long_prompt(after: float) -> None:
     """At any moment, from the imports to the middle of a prompt that takes half a minute: 130, within a second.

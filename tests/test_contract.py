@@ -278,6 +278,7 @@ def test_code_5(script: Callable[[str], str]) -> None:
     assert code(*FAKE, script("123456789"), "x", "--regex", "[0-9]{9}") == 0
 
 
+@pytest.mark.slow
 def test_code_124() -> None:
     """While it waits for its input, which no model is needed for."""
     with start("run", "--timeout", "1") as process:

@@ -137,6 +137,7 @@ def test_a_narrow_terminal(columns: int, pattern: str) -> None:
         assert re.search(pattern, terminal.text, re.M)
 
 
+@pytest.mark.slow
 def test_json_is_whole(tmp_path: Path) -> None:
     done = localllm("explain", "--attention", TEXT, "--json", "--combine", "rollout")
     found = json.loads(done.stdout)

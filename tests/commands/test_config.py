@@ -52,6 +52,7 @@ def test_set_get_list_unset(file: Path) -> None:
     assert "context is not set, and has no default" in config("get", "context", code=1)
 
 
+@pytest.mark.slow
 def test_capitals_of_a_model(file: Path) -> None:
     file.parent.mkdir()
     file.write_text('[models."Org/Repo-GGUF"]\ntop_k = 7\n', encoding="utf-8")

@@ -119,6 +119,7 @@ def test_the_table_says_no_where_run_refuses(hub: Hub, tmp_path: Path, model_pat
     assert fit(hub, tmp_path, str(model_path), "-c", str(context))["rows"][0]["verdict"] != "no"
 
 
+@pytest.mark.slow
 def test_the_table_in_80_columns(hub: Hub, tmp_path: Path, model_path: Path) -> None:
     done = localllm("fit", str(model_path))
     head = next(line for line in done.stdout.splitlines() if line.startswith("quant"))

@@ -322,6 +322,7 @@ def test_tensors_that_do_not_belong_together(change: Any, message: str, tmp_path
         gguf.plan(folder, "auto")
 
 
+@pytest.mark.slow
 def test_damaged_checkpoints_become_errors(tmp_path: Path) -> None:
     """Cut or overwritten anywhere: an error, or a file of which nobody can tell."""
     whole = checkpoints.write(tmp_path / "whole", "llama-yarn")

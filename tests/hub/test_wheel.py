@@ -70,6 +70,7 @@ print(fetch_entry(entry, lambda _: None, lambda e: print(e)))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("trouble", "said"),
     [

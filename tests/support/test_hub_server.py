@@ -187,6 +187,7 @@ attempt(lambda: list(api.list_models(apps='ollama'))); attempt(api.whoami, 'hf_s
     )
 
 
+@pytest.mark.slow
 def test_the_client_retries_and_resumes(hub: Hub, tmp_path: Path) -> None:
     # The client reads pieces of 10 MiB, and at the end of a connection forgets the piece that it was in.
     piece = 10 * 1024 * 1024
@@ -307,6 +308,7 @@ def test_a_cut_and_a_reset(hub: Hub) -> None:
     assert ask(hub.cdn, path)[2] == DATA
 
 
+@pytest.mark.slow
 def test_slowness(hub: Hub) -> None:
     hub.add("owner/repo", FILES)
     path = location(hub)

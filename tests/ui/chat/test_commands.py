@@ -180,6 +180,7 @@ def test_a_full_context_is_summarized_and_the_summary_shown(home: Path, tmp_path
         assert "the summary" in chat.say("/context")
 
 
+@pytest.mark.slow
 def test_thinking_is_a_line_until_ctrl_o(home: Path, tmp_path: Path) -> None:
     template = tmp_path / "t.jinja"
     template.write_text(THINKING.replace("<think></think>", "{# <think></think> #}"))

@@ -10,6 +10,7 @@ from tests.support.command import Terminal
 from tests.ui.chat.support import Chat, at_prompt, prompts, scripted
 
 
+@pytest.mark.slow
 def test_several_lines(home: Path, tmp_path: Path) -> None:
     with Chat(scripted(tmp_path, "heard")) as chat:
         for typed in ("one\x1b\rtwo", "one\ntwo", "\x1b[200~one\ntwo\x1b[201~", '"""one\rtwo"""'):
@@ -100,6 +101,7 @@ def test_resize_while_an_answer_streams(home: Path, tmp_path: Path, columns: int
         assert text.count("print('日本語')") == 5
 
 
+@pytest.mark.slow
 def test_what_is_typed_during_an_answer_waits(home: Path, tmp_path: Path) -> None:
     with Chat(scripted(tmp_path, "a long answer " * 20, "short", seconds=0.003)) as chat:
         chat.send("go\r")
