@@ -133,13 +133,17 @@ class Sequences(LlamaModel):
         import numpy as np
 
         biases = self._biases(sampling, ignore_eos)
+        biased = {token for token, _ in biases}
+        lowered = all(bias <= 0 for _, bias in biases)
         ids, added = np.array([i for i, _ in biases], np.int64), np.array([bias for _, bias in biases], np.float32)
 
         def draw() -> int:
             scores = self.logits()
-            if len(ids):
-                scores = scores.copy()  # the model's own may be asked for
-                np.add.at(scores, ids, added)
+            best = int(scores.argmax())
+            if not biased or (lowered and best not in biased):  # that others are lowered makes none of them likelier
+                return best
+            scores = scores.copy()  # the model's own may be asked for
+            np.add.at(scores, ids, added)
             return int(scores.argmax())
 
         return draw

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from localllm.protocols import Tokenizer, TokenModel
@@ -28,9 +29,14 @@ class Prompter:
 
     def __init__(self, vocabulary: Tokenizer, template: ChatTemplate | None, *, notices: tuple[str, ...] = ()) -> None:
         self.vocabulary, self._template, self.notices = vocabulary, template, notices
+        # Whoever asks how long a prompt is goes on to evaluate it; of a batch, all that run at once.
+        self._rendered = lru_cache(maxsize=64)(self._render)
 
     def prompt(self, messages: tuple[Message, ...], reasoning: Reasoning | None = None) -> str:
         """The text that the model is given for these messages."""
+        return self._rendered(messages, reasoning)
+
+    def _render(self, messages: tuple[Message, ...], reasoning: Reasoning | None) -> str:
         if self._template is None:
             return "\n\n".join(m.content for m in messages if m.content)
         variables = reasoning.variables if reasoning else {}

@@ -93,6 +93,30 @@ def test_an_answer_without_a_limit_has_the_whole_context(model_path: Path, monke
     assert len(text_of(found["shift"])) == 120
 
 
+@pytest.mark.slow
+def test_biased_tokens_are_chosen_as_llama_cpp_chooses_them(model_path: Path) -> None:
+    """Lowered: some that would be chosen, and others. Raised: one that nobody would choose."""
+    engine = open_engine("llama.cpp", model_path, OPTIONS)
+    plain = list(engine.stream(ask("Tell me of the sea.", max_tokens=8)))
+    chosen = [chunk.token for chunk in plain if chunk.token is not None]
+    told, limits = (Message("user", "Tell me of the sea."),), Limits(max_tokens=8)
+    biases = {
+        "lowered": (f"{chosen[0]}=-inf", f"{chosen[3]}=-5", "100=-1"),
+        "raised": (f"{chosen[0]}=-inf", "1000=30"),
+        "unchanged": ("100=-1",),
+    }
+    requests = {name: Request(told, Sampling(temperature=0, logit_bias=bias), limits) for name, bias in biases.items()}
+    requests["endless"] = Request(told, Sampling(temperature=0), Limits(max_tokens=8, ignore_eos=True))
+    alone = {name: text_of(list(engine.stream(request))) for name, request in requests.items()}
+    engine.close()
+    engine, answers = open_together("llama.cpp", model_path, OPTIONS, 1)
+    found = {name: text_of(outcome) for name, outcome in answers(requests.items())}
+    engine.close()
+    assert found == alone
+    assert alone["unchanged"] == text_of(plain)
+    assert len({alone["lowered"], alone["raised"], alone["unchanged"]}) == 3
+
+
 def test_settings_of_nonsense_end_all(model_path: Path) -> None:
     engine, answers = open_together("llama.cpp", model_path, OPTIONS, 2)
     request = Request((Message("user", "Hi"),), Sampling(logit_bias=("x",)))
