@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,6 +37,21 @@ def physical_cores() -> int:
 
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))
+
+
+def is_crowded() -> bool:
+    """Whether other programs want so many of the cores now that our threads would have to share them (Linux only).
+
+    Looks three times within four milliseconds, as something always runs for a moment; one more may be a child of ours.
+    """
+    if sys.platform != "linux":
+        return False
+    others = []
+    for wait in (0, 0.002, 0.002):
+        time.sleep(wait)
+        running = _read("/proc/loadavg").split()[3:4] or ["1/1"]
+        others.append(int(running[0].partition("/")[0]) - 1)
+    return min(others) - 1 + physical_cores() > len(os.sched_getaffinity(0))
 
 
 def processor() -> str:
