@@ -11,6 +11,7 @@ place that prints them. Exceptions of libraries are turned into these where the 
     │   └── ChecksumMismatch 1    the bytes are not the ones that were promised
     ├── BadModelFile         1    not the format it claims, truncated, or hostile
     ├── EngineError          1    the native library refused, with the reason it logged
+    │   ├── NotNumbers       1    NaN where a probability was due: damaged weights
     │   ├── UnknownArchitecture 1
     │   └── OutOfMemory      1
     ├── TemplateError        1    a chat template failed, or broke a bound
@@ -75,6 +76,13 @@ class BadModelFile(LocalLLMError):
 
 class EngineError(LocalLLMError):
     hint = "--verbose shows what the engine logged"
+
+
+class NotNumbers(EngineError):
+    """What a model computed is NaN or infinite, which would be written as an answer nobody meant."""
+
+    def __init__(self) -> None:
+        super().__init__("the model's results are not numbers", "its file may be damaged: localllm verify")
 
 
 class UnknownArchitecture(EngineError):

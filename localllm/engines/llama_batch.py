@@ -111,6 +111,8 @@ class Sequences(LlamaModel):
                 view.output = len(batch) - 1
                 ready.append(view)
         self._evaluate(batch)
+        for view in ready:
+            self._require_numbers(view.output)
         return ready
 
     def _evaluate(self, entries: Sequence[tuple[int, int, int, bool]]) -> None:

@@ -7,6 +7,7 @@ with what the KV cache holds is not computed again.
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -23,7 +24,7 @@ from localllm.engines.native import llama, log
 from localllm.engines.prefix_cache import BLOCK, Prefix, PrefixCache
 from localllm.engines.proofs import Proofs
 from localllm.engines.vocabulary import Vocabulary, keep_accents
-from localllm.errors import ContextOverflow, EngineError
+from localllm.errors import ContextOverflow, EngineError, NotNumbers
 from localllm.formats.gguf import TYPE_IDS
 from localllm.protocols import Mask, ModelDescription
 from localllm.text.biases import read_biases
@@ -179,7 +180,13 @@ class LlamaModel(Vocabulary):
             self._decode(tokens[-1:])
         else:
             self._decode(tokens[reused:])
+        self._require_numbers(-1)
         return reused
+
+    def _require_numbers(self, output: int) -> None:
+        """Raise NotNumbers where weights are NaN: one logit tells, since a norm spreads that over all of them."""
+        if not self._llama.llama_get_logits_ith(self._context, output)[0] < math.inf:
+            raise NotNumbers
 
     def _restore(self, prefix: Prefix, tokens: Sequence[int]) -> int:
         """Take over a prefix from the cache; returns how many of `tokens` need not be evaluated."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from localllm.errors import UsageError
+from localllm.errors import NotNumbers, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,6 +69,8 @@ def _encoded(embedder: Embedder, tokens: list[list[int]], normalize: bool, repor
         found[batch] = embedder.encode([tokens[index] for index in batch])
         done += len(batch)
         report(done)
+    if not np.isfinite(found).all():  # JSON has no word for it, and no distance to it is one
+        raise NotNumbers
     if normalize:
         lengths = np.linalg.norm(found, axis=1, keepdims=True)
         found /= np.maximum(lengths, np.finfo(np.float32).tiny)

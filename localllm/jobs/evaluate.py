@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from localllm import hardware
-from localllm.errors import EngineError, UsageError
+from localllm.errors import NotNumbers, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,14 +121,14 @@ def _compare(logits: np.ndarray, base: np.ndarray | None, targets: np.ndarray, s
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Of logits (positions, vocabulary), in float32. Raises EngineError where they are no numbers."""
+    """Of logits (positions, vocabulary), in float32. Raises NotNumbers."""
     import numpy as np
 
     with np.errstate(invalid="ignore"):  # what is infinite is told below
         shifted: np.ndarray = logits - logits.max(axis=1, keepdims=True)
     totals = np.exp(shifted).sum(axis=1, dtype=np.float64, keepdims=True)
     if not np.isfinite(totals).all():
-        raise EngineError("the model's results are not numbers", "its file may be damaged: localllm verify")
+        raise NotNumbers
     shifted -= np.log(totals).astype(np.float32)
     return shifted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from localllm.errors import UsageError
+from localllm.errors import NotNumbers, UsageError
 
 if TYPE_CHECKING:
     from localllm.protocols import MaskedModel
@@ -39,6 +39,8 @@ def fill(model: MaskedModel, text: str, top: int) -> list[list[Candidate]]:
     if len(tokens) > model.limit:
         raise UsageError(f"the text has {len(tokens)} tokens and the model takes {model.limit}", "shorten it")
     rows = model.logits(tokens)[places].astype(np.float64)
+    if not np.isfinite(rows).all():
+        raise NotNumbers
     odds = np.exp(rows - rows.max(axis=1, keepdims=True))
     odds /= odds.sum(axis=1, keepdims=True)
     found = []

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from localllm.errors import EngineError
+from localllm.errors import EngineError, NotNumbers
 from localllm.protocols import Mask
 from localllm.types import Sampling
 
@@ -115,7 +115,7 @@ class Sampler:
     def choose(self, logits: Floats, mask: Mask | None = None) -> int:
         """The next token, of float32 logits (vocabulary,), which are not changed; only what the mask allows.
 
-        Raises EngineError where it allows nothing.
+        Raises EngineError where it allows nothing, NotNumbers where a logit is NaN or infinite.
         """
         ids = self._ids if mask is None else allowed_tokens(mask, len(logits))
         if self._changes:
@@ -128,8 +128,11 @@ class Sampler:
         return token
 
     def _draw(self, logits: Floats, ids: Integers) -> int:
+        best = logits.argmax()
+        if not logits[best] < np.inf:  # what is NaN counts as the largest
+            raise NotNumbers
         if self._sampling.temperature == 0:
-            return int(ids[logits.argmax()])
+            return int(ids[best])
         candidates = Candidates(logits, ids)
         for cut in self._cuts:
             cut(candidates)

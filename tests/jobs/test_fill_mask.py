@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from localllm.convert.onnx import export
 from localllm.engines import open_embedder, open_masked
-from localllm.errors import BadModelFile, LocalLLMError, UsageError
+from localllm.errors import BadModelFile, LocalLLMError, NotNumbers, UsageError
 from localllm.jobs.fill_mask import fill
 from localllm.types import EngineOptions
 from tests.support import checkpoints, masked, sentences
@@ -51,6 +53,14 @@ def test_probabilities_add_up_and_the_text_is_filled(folder: Path) -> None:
         assert len(candidates) == 1200
         two = fill(model, "[MASK] b [MASK]", 1)
         assert len(two) == 2 and two[0][0].text.endswith("b [MASK]") and two[1][0].text.startswith("[MASK] b")
+
+
+def test_weights_that_are_no_numbers(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "damaged")
+    data = tmp_path / "damaged" / "model.onnx.data"
+    data.write_bytes(np.full(data.stat().st_size // 4, np.nan, np.float32).tobytes())
+    with closing(open_masked(data.parent, OPTIONS)) as model, pytest.raises(NotNumbers):
+        fill(model, "a [MASK] b", 1)
 
 
 def test_what_cannot_be_filled(folder: Path) -> None:
