@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -90,6 +91,7 @@ class Group(TyperGroup):
         except Exception as error:
             hint = "--debug shows where; please report it"
             code = _report(error, hint, errors.FAILURE, debug, f"{type(error).__name__}: {error}")
+        _write_or_discard()
         sys.exit(code if isinstance(code, int) else errors.SUCCESS)
 
     def invoke(self, ctx: Any) -> Any:
@@ -101,8 +103,20 @@ class Group(TyperGroup):
 
 def _reader_has_gone() -> int:
     """As with `| head`: end as any Unix tool does, and let nothing more be flushed to it."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard()
     return errors.BROKEN_PIPE
+
+
+def _write_or_discard() -> None:
+    """What cannot be written is told by now; the interpreter would try again at its end, and make it exit code 120."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        _discard()
+
+
+def _discard() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _take(words: list[str], flag: str) -> tuple[list[str], bool]:
@@ -152,7 +166,8 @@ def _report(error: BaseException, hint: str, code: int, debug: bool, text: str =
 
         traceback.print_exception(error)
     line = " ".join(visible((text or str(error))[:MAX_LINE]).split())
-    sys.stderr.write(f"localllm: {line}" + (f" ({hint})" if hint else "") + "\n")
+    with suppress(OSError):  # the exit code is told even where the line cannot be
+        sys.stderr.write(f"localllm: {line}" + (f" ({hint})" if hint else "") + "\n")
     return code
 
 
@@ -190,11 +205,26 @@ def root(
         print(context.get_help())
 
 
+def _open_what_is_closed() -> None:
+    """Fill the descriptors that a shell has closed, before a file that is opened later gets their numbers.
+
+    Else the engine's log would be written into it. After `<&-` there is nothing to read, after `>&-` writing fails as
+    it does in any Unix tool, and what goes to stderr after `2>&-` is nobody's.
+    """
+    for number, mode in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, mode)
+    sys.stdin = sys.stdin or os.fdopen(0, encoding="utf-8")
+    sys.stdout = sys.stdout or os.fdopen(1, "w", encoding="utf-8")
+    sys.stderr = sys.stderr or os.fdopen(2, "w", buffering=1, encoding="utf-8")
+
+
 def main() -> None:
     """Run the app on the command line's words; text is UTF-8 whatever the locale says."""
     end_on_termination()
-    if sys.stdin is None:  # closed, as by `<&-`: there is nothing to read
-        sys.stdin = os.fdopen(os.open(os.devnull, os.O_RDONLY), encoding="utf-8")
+    _open_what_is_closed()
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -103,6 +103,15 @@ def option(
     )
 
 
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: bytes that are none reach Python as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 _cache: dict[type, dict[str, Option]] = {}
 
 

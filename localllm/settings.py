@@ -112,8 +112,9 @@ def _checked(place: str, table: Any) -> dict[str, Any]:
     for name, value in table.items():
         if name not in known:
             raise UsageError(f"{place}: there is no setting {name!r}", "`localllm config list --all` lists them")
-        found[name] = tuple(value) if isinstance(value, list) else value
-        _named(place, known[name], known[name].check, found[name])
+        many = known[name].many and isinstance(value, known[name].type)  # `stop = "END"` is one text
+        found[name] = tuple(value) if isinstance(value, list) else (value,) if many else value
+        _named(f"{place}: {name}", known[name], known[name].check, found[name])
     return found
 
 

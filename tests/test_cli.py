@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import signal
@@ -107,6 +108,23 @@ def test_a_closed_standard_input_has_nothing_to_read(tmp_path: Path) -> None:
         assert "Error" not in done.stderr
 
 
+@pytest.mark.slow
+def test_a_closed_output_is_an_error_and_a_closed_stderr_is_none(tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("Hi.", encoding="utf-8")
+    run = shlex.join([*COMMAND, "run", "x", "--engine", "fake", "-m", str(tmp_path / "s")])
+    missing = shlex.join([*COMMAND, "run", "-m", "/none.gguf", "x"])
+    for line, code, out in (
+        (f"{run} >&-", 1, ""),
+        (f"{run} --json >&-", 1, ""),
+        (f"{run} <&- >&- 2>&-", 1, ""),
+        (f"{run} 2>&-", 0, "Hi.\n"),
+        (f"{missing} 2>&-", 3, ""),
+    ):
+        done = subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        told = "localllm: Bad file descriptor\n" if code == 1 and "2>" not in line else ""
+        assert (done.returncode, done.stdout, done.stderr) == (code, out, told), line
+
+
 def test_output_is_utf8_in_any_locale(tmp_path: Path) -> None:
     script = tmp_path / "s"
     script.write_text("Grüße 🙂", encoding="utf-8")
@@ -141,6 +159,7 @@ def test_a_pipe_gets_the_bytes_and_a_terminal_what_is_visible(tmp_path: Path) ->
         (("run", "-m", "smollm2:9b", "Hi"), 3, r"the catalogue has no smollm2:9b \(of that family it has .*135m"),
         (("run", "-m", "smolm2:135m", "Hi"), 3, r"the catalogue has no smolm2:135m \(did you mean smollm2:135m"),
         (("run", "-m", "a b", "Hi"), 2, r"'a b' is not a model"),
+        (("run", "-m", "", "Hi"), 2, r"--model: no model is named"),
         (("run", "-m", "/etc", "Hi"), 1, r"/etc is a folder with no \.gguf and no \.onnx files"),
         (("run", "-m", "/dev/null", "Hi"), 1, r"/dev/null is not a regular file"),
         (("run",), 2, r"there is no prompt \(write it after the command, or pipe it in\)"),
@@ -187,6 +206,17 @@ def test_input_that_is_no_text() -> None:
     done = localllm("run", "Translate:", input=b"caf\xe9\n")
     assert done.returncode == 2
     assert "standard input is not UTF-8 text (byte 0xe9 at 3)" in one_line(done.stderr)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [("run", "{}"), ("run", "x", "--stop", "{}"), ("tokenize", "{}")])
+def test_an_argument_that_is_no_text(words: tuple[str, ...]) -> None:
+    """As `"$(cat mail.txt)"` gives it; the bytes of a file's name are nobody's affair."""
+    latin = os.fsdecode(b"caf\xe9")
+    done = localllm(*(word.format(latin) for word in words))
+    assert done.returncode == 2
+    assert r"the argument 'caf\udce9' is not UTF-8 text" in one_line(done.stderr)
+    assert "no such file" in localllm("run", "x", "-m", f"/{latin}.gguf").stderr
 
 
 def test_input_without_an_end() -> None:
@@ -280,6 +310,14 @@ def test_a_full_disk_is_an_error() -> None:
         done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert "No space left on device" in one_line(done.stderr)
+
+
+def test_the_exit_code_is_told_where_the_line_cannot_be() -> None:
+    with Path("/dev/full").open("w") as full:
+        assert (
+            subprocess.run([*COMMAND, "run", "-m", "/none.gguf", "x"], stdin=subprocess.DEVNULL, stderr=full).returncode
+            == 3
+        )
 
 
 # Fetching

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any
 
 import typer
 
-from localllm.fields import Option, options
+from localllm.errors import UsageError
+from localllm.fields import Option, is_text, options
+
+
+def _not_empty(value: str | None) -> str | None:
+    """What `-m "$MODEL"` says in a script where MODEL is not set must not mean the default model."""
+    if value == "":
+        raise UsageError("--model: no model is named", "without --model it is the default model")
+    return value
+
 
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", "-m", metavar="MODEL", help="The model; with run, every word is then prompt."),
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="The model; with run, every word is then prompt.", callback=_not_empty
+    ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Fetch a model that is not here without asking.")]
 VerboseOption = Annotated[
@@ -47,6 +58,14 @@ def show_log(verbose: bool) -> None:
         log.verbose = True
 
 
+def require_text(values: Iterable[Any]) -> None:
+    """Raise UsageError where a word of the command line is not UTF-8, which standard input has to be as well."""
+    for value in values:
+        for text in value if isinstance(value, list) else (value,):
+            if isinstance(text, str) and not is_text(text):
+                raise UsageError(f"the argument {text[:40]!r} is not UTF-8 text", "convert it, for example with iconv")
+
+
 def with_options(*classes: type, without: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Add a flag for every option of `classes` but those named in `without`.
 
@@ -59,6 +78,7 @@ def with_options(*classes: type, without: tuple[str, ...] = ()) -> Callable[[Cal
 
         @functools.wraps(function)
         def wrapper(**arguments: Any) -> Any:
+            require_text(value for name, value in arguments.items() if name not in _PLACES)
             given = {name: arguments.pop(name) for name in flags}
             given = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items() if v not in (None, [])}
             for name, value in given.items():
@@ -98,6 +118,8 @@ def _shown(value: Any) -> str:
         return " ".join(repr(v) for v in value)
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
+
+_PLACES = ("model", "file", "grammar", "template", "lora", "draft")  # files' names, which are bytes
 
 _PANELS = {
     "Limits": "Length of the answer",

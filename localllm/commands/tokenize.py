@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from localllm.commands._input import read_whole
-from localllm.commands._options import JsonOption, ModelOption, SystemOption, YesOption
+from localllm.commands._options import JsonOption, ModelOption, SystemOption, YesOption, require_text
 from localllm.errors import UsageError
 from localllm.settings import load_settings
 from localllm.types import Message
@@ -48,6 +48,7 @@ def tokenize(
     from localllm.ui.progress import say
 
     require_chat(chat, system, template is not None)
+    require_text((words, system))
     name, text = split_words(words or [], model)
     text = read_text(text, file)
     path = resolve(name or load_settings().model, yes=yes).path

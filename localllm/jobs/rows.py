@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TextIO
 
 from localllm.errors import LocalLLMError, UsageError
+from localllm.fields import is_text
 
 Format = Literal["jsonl", "csv", "lines"]
 _FORMATS: tuple[Format, ...] = ("jsonl", "csv", "lines")
@@ -87,7 +88,7 @@ def _lines(file: TextIO, kind: Format) -> Iterator[tuple[int, dict[str, Any], st
         text = line.strip("\r\n")
         if not text.strip():
             continue
-        if not _is_text(text):
+        if not is_text(text):
             yield number, {}, "it is not UTF-8 text"
         elif kind == "lines":
             yield number, {"text": text}, ""
@@ -98,36 +99,31 @@ def _lines(file: TextIO, kind: Format) -> Iterator[tuple[int, dict[str, Any], st
 def _object(text: str) -> tuple[dict[str, Any], str]:
     try:
         value = json.loads(text)
+        whole = "\\u" not in text or is_text(json.dumps(value, ensure_ascii=False))
     except (ValueError, RecursionError) as error:
         return {}, f"it is not JSON ({error})"
-    return (value, "") if isinstance(value, dict) else ({}, "it is not a JSON object")
+    if not isinstance(value, dict):
+        return {}, "it is not a JSON object"
+    return (value, "") if whole else ({}, "it is not Unicode text: half of a surrogate pair is in it")
 
 
 def _records(file: TextIO) -> Iterator[tuple[int, dict[str, Any], str]]:
     csv.field_size_limit(_LONGEST_CELL)
     head = file.readline()
     names = next(csv.reader([head], delimiter=(comma := max(",;\t", key=head.count))), [])
-    if not names or len(set(names)) < len(names) or not all(n.strip() and _is_text(n) for n in names):
+    if not names or len(set(names)) < len(names) or not all(n.strip() and is_text(n) for n in names):
         raise UsageError("the first line of the CSV file does not name its columns, each once", "--format lines?")
     reader = csv.reader(file, delimiter=comma)
     try:
         for number, cells in enumerate(filter(None, reader), 1):
             if len(cells) > len(names):
                 yield number, {}, f"it has {len(cells)} cells, and the header names {len(names)}"
-            elif not all(map(_is_text, cells)):
+            elif not all(map(is_text, cells)):
                 yield number, {}, "it is not UTF-8 text"
             else:
                 yield number, dict(zip(names, cells, strict=False)), ""
     except csv.Error as error:
         raise UsageError(f"the CSV file cannot be read beyond line {reader.line_num + 1}: {error}") from None
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def key_of(*parts: object) -> str:

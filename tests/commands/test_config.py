@@ -97,6 +97,19 @@ def test_a_broken_file_is_named_and_left_alone(file: Path, text: str) -> None:
     assert file.read_text(encoding="utf-8") == text
 
 
+def test_a_value_that_makes_no_sense_is_named_with_its_setting(file: Path) -> None:
+    file.parent.mkdir()
+    file.write_text('[models."m"]\ntop_p = "high"\n', encoding="utf-8")
+    assert f"{file}: models.\"m\": top_p: 'high' is not of type float" in config("get", "top_k", code=2)
+
+
+def test_one_text_of_several_is_written_without_brackets(file: Path) -> None:
+    """Its letters are no texts of their own."""
+    file.parent.mkdir()
+    file.write_text('stop = "END"\n', encoding="utf-8")
+    assert config("get", "stop") == "END\n"
+
+
 def test_nothing_but_a_file_is_written() -> None:
     assert "no regular file" in config("set", "top_k", "3", code=2, LOCALLLM_CONFIG=os.devnull)
 

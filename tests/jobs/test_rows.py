@@ -47,6 +47,7 @@ def test_csv(comma: str, tmp_path: Path) -> None:
         (b'{"id": [1]}', "neither a text nor a whole number"),
         (b'{"x": "\xff"}', "not UTF-8"),
         (b"[" * 100_000, "not JSON"),
+        (rb'{"x": "\ud800"}', "half of a surrogate pair"),
         (b'{"id": 1}', "is the one of row 1 already"),
     ],
 )
