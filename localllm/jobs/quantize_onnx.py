@@ -8,13 +8,15 @@ memory. The target appears whole or not at all.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from localllm import hardware
-from localllm.errors import BadModelFile, ModelNotFound, OutOfMemory, UsageError
+from localllm.errors import BadModelFile, OutOfMemory, UsageError
+from localllm.formats.onnx import TYPES, external_file, read_model
 from localllm.whole import replacing
 
 Report = Callable[[int, int], None]
@@ -73,28 +75,8 @@ def quantize(source: Path, sizes: int, target: Path, kind: str, report: Report, 
 
 
 def size_of(source: Path) -> int:
-    """Bytes of a model's files together. Raises ModelNotFound, BadModelFile for one that is none or lacks a file."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
-    try:
-        model = onnx.load(source, load_external_data=False)
-    except FileNotFoundError:
-        raise ModelNotFound(f"no such file: {source}") from None
-    except DecodeError as error:
-        raise BadModelFile(f"{source} cannot be read: {error}") from None
-    names: set[str] = {
-        entry.value
-        for graph in _graphs(model.graph)
-        for tensor in graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    }
-    missing = next((name for name in sorted(names) if not (source.parent / name).is_file()), None)
-    if missing is not None:
-        raise BadModelFile(f"{source} needs {missing[:80]!r} beside it, which is not there", "fetch it too")
-    files = [source, *(source.parent / name for name in names)]
-    return sum(path.stat().st_size for path in files)
+    """Bytes of a model's files together, which are checked as for a run. Raises ModelNotFound, BadModelFile."""
+    return read_model(source).total_size
 
 
 def data_of(target: Path) -> Path:
@@ -104,16 +86,11 @@ def data_of(target: Path) -> Path:
 
 def _quantized(source: Path, kind: str, report: Report) -> tuple[Any, int]:
     """The quantized ModelProto, and how many matrices were."""
-    import onnx
-    from google.protobuf.message import DecodeError
-
     quantization = _quantizers()
-    try:
-        model = onnx.load(source)
-    except (DecodeError, ValueError, onnx.checker.ValidationError) as error:
-        raise BadModelFile(f"{source} cannot be read: {error}") from None
+    model = _read(source)
     for graph in _graphs(model.graph):
         _unfuse(graph)
+    _require_numbers(model, source)
     quantizer = quantization.MatMulNBitsQuantizer(
         model, BITS[kind], _BLOCK, is_symmetric=kind == "q8", accuracy_level=_INT8, op_types_to_quantize=("MatMul",)
     )
@@ -121,6 +98,54 @@ def _quantized(source: Path, kind: str, report: Report) -> tuple[Any, int]:
     watched = quantizer.node_quantizer = _Watched(quantizer.node_quantizer, total, report)
     quantizer.process()
     return quantizer.model.model, watched.changed
+
+
+def _read(source: Path) -> Any:
+    """The ModelProto with its data inside. What lies beside it is read from where a run would read it, and no farther.
+
+    The onnx package's own reading knows no links, not even those of the Hub's cache.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    try:
+        model = onnx.load(source, load_external_data=False)
+    except DecodeError as error:
+        raise BadModelFile(f"{source} cannot be read: {error}") from None
+    for tensor in _tensors(model):
+        if uses_external_data(tensor):
+            place = ExternalDataInfo(tensor)
+            with external_file(source, place.location).open("rb") as file:
+                file.seek(place.offset or 0)
+                tensor.raw_data = file.read(-(-math.prod(tensor.dims) * TYPES[tensor.data_type][1] // 8))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            tensor.ClearField("external_data")
+    return model
+
+
+def _tensors(model: Any) -> Iterator[Any]:
+    """Every TensorProto: initializers, and constants that are attributes of nodes."""
+    for graph in _graphs(model.graph):
+        yield from graph.initializer
+    for holder in (model.graph, *model.functions):
+        for graph in _graphs(holder):
+            for attribute in (attribute for node in graph.node for attribute in node.attribute):
+                if attribute.HasField("t"):
+                    yield attribute.t
+                yield from attribute.tensors
+
+
+def _require_numbers(model: Any, source: Path) -> None:
+    """Raise BadModelFile where a matrix has NaN, which the quantizer would turn into numbers that look sound."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    graphs = list(_graphs(model.graph))
+    used = {name for graph in graphs for node in graph.node if node.op_type == "MatMul" for name in node.input}
+    for tensor in (tensor for graph in graphs for tensor in graph.initializer):
+        if tensor.name in used and not np.isfinite(numpy_helper.to_array(tensor)).all():
+            raise BadModelFile(f"{source}: the matrix {tensor.name[:80]!r} has elements that are no numbers")
 
 
 def _unfuse(graph: Any) -> None:
@@ -178,7 +203,7 @@ def _quantizers() -> Any:
 
 
 def _graphs(graph: Any) -> Iterator[Any]:
-    """A GraphProto and those inside of its nodes."""
+    """A GraphProto, or a FunctionProto, and those inside of its nodes."""
     yield graph
     for node in graph.node:
         for attribute in node.attribute:

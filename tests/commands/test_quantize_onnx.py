@@ -71,6 +71,21 @@ def test_how_vectors_are_pooled_is_kept(tmp_path: Path) -> None:
     assert found[0] @ found[1] > 0.99 > found[0] @ mean / np.linalg.norm(mean)
 
 
+def test_a_model_in_the_hubs_cache(folder: Path, tmp_path: Path) -> None:
+    """There the data beside a model are a link, like the model itself."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for path in folder.iterdir():
+        shutil.copy(path, blobs / f"blob-of-{path.name}")
+        (snapshot / path.name).symlink_to(Path("../../blobs") / f"blob-of-{path.name}")
+    found = []
+    for place in (folder, snapshot):
+        quantize_onnx(place, ["q8"], tmp_path / f"{place.name}-q8", force=False, quiet=True)
+        found.append((tmp_path / f"{place.name}-q8" / "model.onnx").read_bytes())
+    assert found[0] == found[1]
+
+
 def test_which_folders_are_onnx(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "onnx").mkdir()
     (tmp_path / "pytorch_model.bin").touch()
@@ -106,7 +121,7 @@ def test_what_is_refused(words: list[str], message: str, folder: Path) -> None:
 def test_models_that_are_none(folder: Path, tmp_path: Path) -> None:
     shutil.copy(folder / "model.onnx", tmp_path / "alone.onnx")
     (tmp_path / "text.onnx").write_text("not a model")
-    for name, message in (("none", "no such file"), ("alone", "needs 'model.onnx.data' beside it"), ("text", "read")):
+    for name, message in (("none", "no such file"), ("alone", "is missing"), ("text", "sound")):
         done = localllm("quantize", str(tmp_path / f"{name}.onnx"), "q4", "-o", str(tmp_path / "out.onnx"))
         assert done.returncode in (1, 3) and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     two = localllm("quantize", str(tmp_path), "q4", "-o", str(tmp_path / "out"))

@@ -139,6 +139,59 @@ def test_a_broken_file_is_one_line(tmp_path: Path) -> None:
         make(path, tmp_path / "q.onnx", "q4")
 
 
+def outside(path: Path, location: str) -> Path:
+    """The same model with its matrices in a file, which its tensors then say is somewhere else."""
+    model = onnx.load(path)
+    onnx.save(model, path, save_as_external_data=True, location="weights", size_threshold=64)
+    model = onnx.load(path, load_external_data=False)
+    for tensor in model.graph.initializer:
+        next(entry for entry in tensor.external_data if entry.key == "location").value = location
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+@pytest.mark.parametrize("location", ["../weights", "link", "hard"])
+def test_data_that_lead_out_of_the_folder_are_refused(tmp_path: Path, location: str) -> None:
+    (tmp_path / "model").mkdir()
+    path = outside(write(tmp_path / "model" / "model.onnx"), location)
+    data = path.with_name("weights").rename(tmp_path / "weights")
+    path.with_name("link").symlink_to(data)
+    os.link(data, path.with_name("hard"))
+    for read in (lambda: quantize_onnx.size_of(path), lambda: make(path, tmp_path / "q.onnx", "q4")):
+        with pytest.raises(BadModelFile, match="takes data from"):
+            read()
+    assert not (tmp_path / "q.onnx").exists()
+
+
+def test_data_beside_a_model_are_read(tmp_path: Path) -> None:
+    inside, beside = write(tmp_path / "inside.onnx"), outside(write(tmp_path / "beside.onnx"), "weights")
+    one, two = (path.with_name(f"q-{path.name}") for path in (inside, beside))
+    make(inside, one, "q4")
+    make(beside, two, "q4")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_shape_that_its_data_do_not_fill_is_refused(tmp_path: Path) -> None:
+    """The quantizer itself would read on, and write numbers that are none of the model's."""
+    path = write(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    model.graph.initializer[0].dims[0] = 1 << 40
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadModelFile, match="the tensor 'first' has"):
+        quantize_onnx.size_of(path)
+
+
+def test_matrices_that_are_no_numbers_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "model.onnx", branch=True)
+    model = onnx.load(path)
+    values = numpy_helper.to_array(model.graph.initializer[0]).copy()
+    values[3, 4] = np.nan
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(values, "first"))
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(BadModelFile, match="the matrix 'first' has elements that are no numbers"):
+        make(path, tmp_path / "q.onnx", "q8")
+
+
 def test_a_model_that_memory_cannot_hold_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = write(tmp_path / "model.onnx")
     with pytest.raises(OutOfMemory, match="takes twice that"):
