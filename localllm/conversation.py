@@ -191,15 +191,19 @@ class Conversation:
             self.tree.add("summary", text, model=self.model)
             self._save()
 
+    def used(self) -> int:
+        """The tokens of `context_report().used`, without counting its parts. Raises TemplateError."""
+        summary, nodes = self.tree.told()
+        return self.engine.count(self._request_for(summary, _asked(nodes))) if nodes else self.context_report().used
+
     def context_report(self) -> ContextReport:
-        """Counted by the engine. Raises TemplateError.
+        """What the model is told before the next question, counted by the engine. Raises TemplateError.
 
         A system prompt of the template's own counts as one; the tokens around messages are under `history`.
         """
         summary, nodes = self.tree.told()
         nothing_said = not nodes
-        if nothing_said or nodes[-1].kind != "user":
-            nodes = [*nodes, Node(0, None, "user", "")]
+        nodes = _asked(nodes)
 
         def count(system: str | None, summary: str, nodes: list[Node]) -> int:
             return self.engine.count(self._request(messages(system, summary, nodes)))
@@ -271,3 +275,8 @@ class Conversation:
         if self.recorder:
             settings = {k: v for part in (self.sampling, self.limits, self.reasoning) for k, v in asdict(part).items()}
             self.recorder.save(self.tree, model=self.model, system=self.system, settings=settings)
+
+
+def _asked(nodes: list[Node]) -> list[Node]:
+    """Messages with a question at their end, which says nothing where there is none yet."""
+    return nodes if nodes and nodes[-1].kind == "user" else [*nodes, Node(0, None, "user", "")]

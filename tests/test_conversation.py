@@ -153,6 +153,19 @@ def test_attachments_are_told_and_counted(make: Make) -> None:
     assert report.used == len(f"SYS\n\n{told}\n\nan answer")
 
 
+def test_what_is_used_is_what_its_parts_add_up_to(make: Make, model_path: Path) -> None:
+    scripted = make(context=600)
+    real = Conversation(open_engine("llama.cpp", model_path, EngineOptions(threads=1)), Sampling(), Limits(4))
+    for conversation in (scripted, real):
+        assert conversation.used() == conversation.context_report().used
+        list(conversation.ask("a question"))
+        assert conversation.used() == conversation.context_report().used > len("a question") / 4
+        list(conversation.compact())
+        assert conversation.used() == conversation.context_report().used
+        conversation.clear()
+    real.engine.close()
+
+
 def test_what_a_template_says_of_its_own_is_no_history(model_path: Path) -> None:
     """SmolLM2's brings a system prompt where there is none."""
     engine = open_engine("llama.cpp", model_path, EngineOptions(threads=1))

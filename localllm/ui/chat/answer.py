@@ -20,7 +20,7 @@ CUT = "(cut: the limit of tokens was reached)"
 
 def show_answer(chat: Chat, chunks: Answer, terminal: Terminal) -> None:
     """Stream an answer; Ctrl-C stops it, and what was said stays."""
-    console, stopped = chat.console, False
+    console = chat.console
     with closing(chunks):
         if console.is_dumb_terminal or not console.is_terminal:
             chat.answered(stream_plain(chunks))
@@ -34,7 +34,6 @@ def show_answer(chat: Chat, chunks: Answer, terminal: Terminal) -> None:
         except KeyboardInterrupt:
             view.finish()
             console.print("(stopped)", style="dim")
-            stopped = True
         except BaseException:
             view.finish()
             raise
@@ -42,8 +41,6 @@ def show_answer(chat: Chat, chunks: Answer, terminal: Terminal) -> None:
             view.finish()
         terminal.settle()
         console.print()
-    if stopped:  # what was said of the answer is a part of the conversation now
-        chat.count_again()
 
 
 class _Raw:

@@ -36,6 +36,7 @@ def run_chat(chat: Chat, history: Path | None, resumed: str | None = None) -> No
 def _talk(chat: Chat, prompt: Prompt, terminal: Terminal) -> None:
     while True:
         try:
+            chat.count_again()
             text, files = prompt.read()
             if text.strip():
                 _turn(chat, text, files, terminal)

@@ -33,7 +33,6 @@ def take_over(chat: Chat, record: Record, tree: Tree) -> None:
 def tell(chat: Chat, title: str) -> None:
     """Where a conversation stands: its last question and answer."""
     console, path = chat.console, [node for node in chat.conversation.tree.path() if node.kind != "summary"]
-    chat.count_again()
     console.print(visible(f"{title} ({len(path)} messages)"), style="bold", markup=False)
     for node in path[-2:]:
         text = node.content if len(node.content) <= _SHOWN else node.content[: _SHOWN - 1] + "…"

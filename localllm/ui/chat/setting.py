@@ -51,7 +51,6 @@ def reopen(chat: Chat, name: str, given: dict[str, Any]) -> None:
             raise
     _take(chat, opened)
     chat.given = given
-    chat.count_again()
 
 
 def _take(chat: Chat, opened: Opened) -> None:
@@ -67,7 +66,6 @@ def _take(chat: Chat, opened: Opened) -> None:
 def _system(chat: Chat, text: str) -> str:
     if text:
         chat.conversation.instruct(None if text == "none" else text)
-        chat.count_again()
     return f"System prompt: {chat.conversation.system or '(none)'}"
 
 

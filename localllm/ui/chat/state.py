@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from rich.console import Console
 
 from localllm.conversation import Conversation
 from localllm.engines import kind_of
+from localllm.errors import LocalLLMError
 from localllm.history import History
 from localllm.protocols import Engine
 from localllm.text.attachments import Attachment
@@ -89,7 +90,7 @@ class Chat:
     pending: list[Attachment] = field(default_factory=list)  # what goes with the next question
     usage: Usage | None = None  # of the last answer
     totals: Totals = field(default_factory=Totals)
-    used: int = 0  # tokens of the context, after the last answer
+    used: int = 0  # tokens of the context, before the next question
     pastes: dict[str, str] = field(default_factory=dict)  # what a mark in the typed line stands for
 
     @property
@@ -103,11 +104,11 @@ class Chat:
     def answered(self, usage: Usage) -> None:
         self.usage = usage
         self.totals.add(usage)
-        self.used = usage.prompt_tokens + usage.completion_tokens
 
     def count_again(self) -> None:
-        """Count what fills the context, after something else than an answer has changed it."""
-        self.used = self.conversation.context_report().used if self.conversation.messages else 0
+        """Count what fills the context; what cannot be counted stays as it was, and asking will say why."""
+        with suppress(LocalLLMError):
+            self.used = self.conversation.used()
 
     def last_thinking(self) -> str:
         node = self.conversation.tree.last("assistant")

@@ -16,19 +16,16 @@ def _clear(chat: Chat, _: str) -> str:
     recorder = chat.conversation.recorder
     kept = recorder is not None and recorder.kept
     chat.conversation.clear()
-    chat.used = 0
     return "The conversation is forgotten; the system prompt stays." + (" (/history has it)" if kept else "")
 
 
 def _forget(chat: Chat, _: str) -> str:
     erased = chat.conversation.forget()
-    chat.used = 0
     return f"The conversation is erased{', from the history too' if erased else ''}; the system prompt stays."
 
 
 def _undo(chat: Chat, _: str) -> str:
     question = chat.conversation.undo()
-    chat.count_again()
     return f"Taken back: {shortened(question)}"
 
 
@@ -67,7 +64,6 @@ def _branch(chat: Chat, word: str) -> str:
     if not word.isdecimal() or not 1 <= int(word) <= len(leaves):
         raise UsageError(f"there is no branch {word}", "/branch lists them")
     conversation.go_to(leaves[int(word) - 1].id)
-    chat.count_again()
     return _last_words(chat)
 
 
@@ -82,8 +78,7 @@ def _branches(chat: Chat, _: str) -> Candidates:
 
 
 def _compact(chat: Chat, _: str) -> Answer:
-    yield from chat.conversation.compact()
-    chat.count_again()
+    return chat.conversation.compact()
 
 
 def _history(chat: Chat, words: str) -> str:
