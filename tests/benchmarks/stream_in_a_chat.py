@@ -31,6 +31,7 @@ KINDS = {
     "one code block": ("```python\n", "    x{:06d} = foo(bar, 'baz')  # comment\n"),
     "one table": ("| a | b | c |\n|---|---|---|\n", "| {:06d} | another **cell** | 12 |\n"),
     "one nested list": ("- a\n", "    - item {:06d} of a list\n"),
+    "one quotation": ("", "> sentence {:06d} of a quotation\n"),
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import textwrap
 
 import pyte
 import pytest
@@ -124,6 +125,14 @@ def test_a_long_paragraph_is_shown_once_whatever_its_source_looks_like() -> None
     for piece, shown in (("&lt;br&gt; and so on ", "<br>andsoon"), ("**x** &lt;", "x<"), ("&amp;&lt;", "&<")):
         count = 6930 // len(piece)
         assert "".join(Screen().show([piece] * count)).replace(" ", "") == shown * count
+
+
+@pytest.mark.parametrize(("mark", "shown"), [("", ""), ("> ", "▌ ")])
+def test_a_long_paragraph_has_no_short_row_inside(mark: str, shown: str) -> None:
+    """It is given away piece by piece, at places where nobody sees it."""
+    lines = [f"sentence {n:04d} of a text" for n in range(400)]
+    expected = textwrap.wrap(" ".join(lines), 80 - len(shown))
+    assert Screen().show([f"{mark}{line}\n" for line in lines]) == [shown + row for row in expected]
 
 
 def test_a_growing_line_is_appended_to() -> None:

@@ -123,7 +123,7 @@ class Paragraph(Leaf):
         """Whether both halves, drawn alone, look as they do together."""
         front = _wrapped(inline(self.text[:cut].rstrip()), self._room(console), console)
         back = _wrapped(inline(self.text[cut:].lstrip(), growing=True), self._room(console), console)
-        return ansi(console, [*front, *back]) == ansi(console, rows)
+        return _looks(console, [*front, *back]) == _looks(console, rows)
 
     def _rows(self, console: Console, growing: bool) -> list[Text]:
         return _wrapped(inline(self.text, growing=growing), self._room(console), console)
@@ -307,6 +307,14 @@ def ansi(console: Console, rows: Sequence[Text]) -> list[str]:
     with console.capture() as capture:
         console.print(Text("\n").join(rows), end="", soft_wrap=True, highlight=False)
     return capture.get().split("\n")
+
+
+def _looks(console: Console, rows: Sequence[Text]) -> list[str]:
+    """Rows as they are seen: spaces at their ends are not."""
+    bare = [row.copy() for row in rows]
+    for row in bare:
+        row.rstrip()
+    return ansi(console, bare)
 
 
 def _before(source: str, shown: str) -> int:
