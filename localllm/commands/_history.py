@@ -60,7 +60,7 @@ def open_or_none(given: Mapping[str, Any]) -> History | None:
 def resume(history: History | None, prefix: str | None, *, last: bool) -> Resumed | None:
     """The last conversation, the one whose id begins so, or one that the user picks; None for a new one.
 
-    Raises HistoryError where there is none.
+    One of which all was taken back is the last only where there is no other. Raises HistoryError where there is none.
     """
     if not last and prefix is None:
         return None
@@ -69,7 +69,8 @@ def resume(history: History | None, prefix: str | None, *, last: bool) -> Resume
     if prefix:
         record = history.find(prefix)
     elif records := history.records():
-        record = records[0] if last else pick(records)
+        going = next((record for record in records if record.leaf is not None), records[0])
+        record = going if last else pick(records)
     else:
         raise HistoryError("there is no conversation yet", "localllm chat begins one")
     return Resumed(record, history.tree(record))

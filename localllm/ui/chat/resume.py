@@ -33,7 +33,10 @@ def take_over(chat: Chat, record: Record, tree: Tree) -> None:
 def tell(chat: Chat, title: str) -> None:
     """Where a conversation stands: its last question and answer."""
     console, path = chat.console, [node for node in chat.conversation.tree.path() if node.kind != "summary"]
-    console.print(visible(f"{title} ({len(path)} messages)"), style="bold", markup=False)
+    stands = f"{len(path)} messages" if path else "all of it was taken back; /branch goes to what was said"
+    if not path and chat.conversation.unanswered is not None:
+        stands = "nothing was answered yet"
+    console.print(visible(f"{title} ({stands})"), style="bold", markup=False)
     for node in path[-2:]:
         text = node.content if len(node.content) <= _SHOWN else node.content[: _SHOWN - 1] + "…"
         console.print(visible(("> " if node.kind == "user" else "") + text), style="dim", markup=False)

@@ -214,3 +214,20 @@ def test_a_conversation_is_taken_up_again(home: Path, tmp_path: Path) -> None:
         chat.say("/forget")
         assert "dogs" not in chat.say("/history")
     assert "cats" in localllm("history", "list").stdout
+
+
+def test_a_conversation_that_was_all_taken_back_is_gone_on_with_only_where_there_is_no_other(
+    home: Path, tmp_path: Path
+) -> None:
+    script = scripted(tmp_path, "first")
+    with Chat(script) as chat:
+        chat.say("about dogs")
+        chat.say("/undo")
+    with Chat(script, "--continue") as chat:
+        assert "about dogs (all of it was taken back; /branch goes to what was said)" in chat.text
+        assert chat.say("/branch 1") == "> about dogs\nfirst"
+        chat.say("/clear")
+        chat.say("about cats")
+        chat.say("/undo")
+    with Chat(script, "--continue") as chat:
+        assert "about dogs (2 messages)" in chat.text
