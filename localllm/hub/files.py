@@ -43,6 +43,8 @@ _UNQUANTIZED = ("F16", "BF16", "F32")
 _PROJECTORS = ("F16", "BF16", "Q8_0", "F32")  # the order of preference: all are small, and F16 runs everywhere
 _NO_MODEL = re.compile(r"mmproj|ggml-vocab|(.*[-_.])?imatrix(_[^-]*)?\.gguf$", re.IGNORECASE)
 _ONNX_QUANT = re.compile(r"(?<![a-z0-9])(int4|int8|fp16|fp32|bf16|q4f16|q4|q8)(?![a-z0-9])")
+# What transformers.js and transformers call a type, where neither a file nor its type is called so.
+_ALSO_CALLED = {"FP32": "F32", "FP16": "F16", "Q8": "INT8"}
 _ONNX_NAMES = {"quantized": "int8", "": "f32", "fp16": "f16"}
 
 
@@ -127,18 +129,26 @@ def select(found: Sequence[Variant], quant: str, file: str) -> list[Variant]:
         return [v for v in found if file in (f.path for f in v.files)]
     if quant:
         wanted = quant.upper()
-        exact = [v for v in found if v.quant.upper() in (wanted, f"UD-{wanted}")]
-        named = [v for v in found if PurePosixPath(v.path).stem.upper().endswith(("-" + wanted, "." + wanted))]
-        begins = [v for v in found if v.quant.upper().startswith(wanted + "_")]
-        # Of several with one quantization the plainest name; of several that begin alike the best.
-        plain = sorted(
-            exact or named, key=lambda v: (v.quant.upper() != wanted, v.path.count("/"), len(v.path), v.path)
-        )
-        return (plain or sorted(begins, key=lambda v: (-v.size, v.path)))[:1]
+        return _of_quantization(found, wanted) or _of_quantization(found, _ALSO_CALLED.get(wanted, wanted))
     for format in ("gguf", "safetensors", "onnx"):
         if chosen := [v for v in found if v.format == format]:
             return chosen
     return []
+
+
+def _of_quantization(found: Sequence[Variant], wanted: str) -> list[Variant]:
+    """The one variant of a quantization, in capitals; none where there is no such."""
+    exact = [v for v in found if v.quant.upper() in (wanted, f"UD-{wanted}")]
+    named = [v for v in found if PurePosixPath(v.path).stem.upper().endswith(_endings(v, wanted))]
+    begins = [v for v in found if v.quant.upper().startswith(wanted + "_")]
+    # Of several with one quantization the plainest name; of several that begin alike the best.
+    plain = sorted(exact or named, key=lambda v: (v.quant.upper() != wanted, v.path.count("/"), len(v.path), v.path))
+    return (plain or sorted(begins, key=lambda v: (-v.size, v.path)))[:1]
+
+
+def _endings(variant: Variant, wanted: str) -> tuple[str, ...]:
+    """How a file's name ends that says a quantization in other words: model_quantized.onnx."""
+    return tuple(mark + wanted for mark in ("-._" if variant.format == "onnx" else "-."))
 
 
 def best(found: Sequence[Variant], fits: Callable[[Variant], bool]) -> tuple[Variant, bool]:

@@ -81,6 +81,28 @@ def test_a_quantization_in_any_case(quant: str, path: str | None) -> None:
     assert [v.path for v in chosen] == ([path] if path else [])
 
 
+@pytest.mark.parametrize(
+    ("quant", "path"),
+    [
+        ("fp32", "onnx/model.onnx"),
+        ("f32", "onnx/model.onnx"),
+        ("fp16", "onnx/model_fp16.onnx"),
+        ("F16", "onnx/model_fp16.onnx"),
+        ("quantized", "onnx/model_quantized.onnx"),
+        ("q8", "onnx/model_quantized.onnx"),
+        ("q4", "onnx/model_q4.onnx"),
+        ("q4f16", "onnx/model_q4f16.onnx"),
+        ("f16_", None),
+        ("4", None),
+    ],
+)
+def test_what_transformers_js_calls_its_types(quant: str, path: str | None) -> None:
+    """Its dtype q8 means the file model_quantized.onnx, and fp32 the one without an ending."""
+    names = [f"onnx/model{end}.onnx" for end in ("", "_fp16", "_q4", "_q4f16", "_quantized", "_uint8")]
+    chosen = select(variants(listing(*names)), quant, "")
+    assert [v.path for v in chosen] == ([path] if path else [])
+
+
 def test_the_best_that_fits_is_no_more_than_eight_bits() -> None:
     found = variants(listing("m-Q2_K.gguf", "m-Q4_0.gguf", "m-Q6_K.gguf", "m-Q8_0.gguf", "m-F16.gguf"))
 
