@@ -85,20 +85,19 @@ class Group(TyperGroup):
             code = errors.INTERRUPTED
         except BrokenPipeError:
             code = _reader_has_gone()
+        except SystemExit as error:
+            if not isinstance(error.__context__, BrokenPipeError):
+                raise
+            code = _reader_has_gone()  # Typer and rich make it an exit code of 1
         except OSError as error:
-            text = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+            place = error.filename or ("" if _write_or_discard() else "standard output")
+            text = f"{error.strerror or error}" + (f": {place}" if place else "")
             code = _report(error, "", errors.FAILURE, debug, text)
         except Exception as error:
             hint = "--debug shows where; please report it"
             code = _report(error, hint, errors.FAILURE, debug, f"{type(error).__name__}: {error}")
         _write_or_discard()
         sys.exit(code if isinstance(code, int) else errors.SUCCESS)
-
-    def invoke(self, ctx: Any) -> Any:
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:  # Typer would make it an exit code of 1
-            return _reader_has_gone()
 
 
 def _reader_has_gone() -> int:
@@ -107,12 +106,14 @@ def _reader_has_gone() -> int:
     return errors.BROKEN_PIPE
 
 
-def _write_or_discard() -> None:
-    """What cannot be written is told by now; the interpreter would try again at its end, and make it exit code 120."""
+def _write_or_discard() -> bool:
+    """Whether stdout has all that was written; else the interpreter would try again at its end, and exit with 120."""
     try:
         sys.stdout.flush()
     except OSError:
         _discard()
+        return False
+    return True
 
 
 def _discard() -> None:

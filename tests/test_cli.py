@@ -121,7 +121,7 @@ def test_a_closed_output_is_an_error_and_a_closed_stderr_is_none(tmp_path: Path)
         (f"{missing} 2>&-", 3, ""),
     ):
         done = subprocess.run(["sh", "-c", line], stdin=subprocess.DEVNULL, capture_output=True, text=True)
-        told = "localllm: Bad file descriptor\n" if code == 1 and "2>" not in line else ""
+        told = "localllm: Bad file descriptor: standard output\n" if code == 1 and "2>" not in line else ""
         assert (done.returncode, done.stdout, done.stderr) == (code, out, told), line
 
 
@@ -294,6 +294,14 @@ def test_terminated() -> None:
         assert process.stderr.read() == b""
 
 
+def test_help_for_nobody_ends_as_any_output_does() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as pipe:
+        done = subprocess.run([*COMMAND, "--help"], stdout=pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
 @pytest.mark.slow
 def test_head_ends_it_silently() -> None:
     line = " ".join(COMMAND) + " run 'Tell me a long story.' --ignore-eos </dev/null | head -c 20"
@@ -305,19 +313,20 @@ def test_head_ends_it_silently() -> None:
 def test_a_full_disk_is_an_error() -> None:
     if not Path("/dev/full").exists():
         pytest.skip("there is no /dev/full")
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
         words = [*COMMAND, "run", "Hi", "-n", "3"]
-        done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            words, stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered
+        )
     assert done.returncode == 1
-    assert "No space left on device" in one_line(done.stderr)
+    assert "No space left on device: standard output" in one_line(done.stderr)
 
 
 def test_the_exit_code_is_told_where_the_line_cannot_be() -> None:
+    words = [*COMMAND, "run", "-m", "/none.gguf", "x"]
     with Path("/dev/full").open("w") as full:
-        assert (
-            subprocess.run([*COMMAND, "run", "-m", "/none.gguf", "x"], stdin=subprocess.DEVNULL, stderr=full).returncode
-            == 3
-        )
+        assert subprocess.run(words, stdin=subprocess.DEVNULL, stderr=full).returncode == 3
 
 
 # Fetching

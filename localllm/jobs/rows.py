@@ -15,7 +15,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, TextIO
@@ -165,7 +165,8 @@ class Output:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._own and self._stream is not None:
-            self._stream.close()
+            with suppress(OSError) if kind else nullcontext():  # what could not be written has been told
+                self._stream.close()
         self._release()
         assert kind or not self._order, "every row that was expected has been written or dropped"
 
@@ -196,9 +197,17 @@ class Output:
         assert self._stream is not None, "an Output is written to inside its `with`"
         while self._order and self._order[0] in self._results:
             if ready := self._results.pop(self._order.popleft()):
-                self._stream.write(ready)
-                self._stream.flush()
+                self._append(self._stream, ready)
                 self.written += 1
+
+    def _append(self, stream: IO[bytes], line: bytes) -> None:
+        try:
+            stream.write(line)
+            stream.flush()
+        except OSError as error:
+            if self._path is not None:
+                error.filename = str(self._path)
+            raise
 
     def _read(self, path: Path) -> None:
         """Learn what is done, and cut off the line that a killed run left half written."""

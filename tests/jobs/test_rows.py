@@ -185,6 +185,13 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
             pass
 
 
+def test_a_full_disk_is_named() -> None:
+    with pytest.raises(OSError) as caught, Output(Path("/dev/full")) as output:
+        for row, made in pending(ROWS[:1], output, key):
+            output.write(row, made, {})
+    assert caught.value.filename == "/dev/full"
+
+
 def test_a_stream(tmp_path: Path) -> None:
     stream = io.BytesIO()
     with Output(None, stream) as output:
