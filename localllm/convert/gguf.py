@@ -230,7 +230,7 @@ def _leave_out_data(writer: Any, planned: Plan) -> None:
 def encode(block: np.ndarray, dtype: str, kind: str, output: Output) -> np.ndarray:
     """A block of the stored type `dtype` -> the bytes of one of the type `kind` (uint8, contiguous).
 
-    Numbers of the same type pass through bit by bit. Raises BadModelFile for what float16 cannot hold.
+    Numbers of the same type pass through bit by bit. Raises BadModelFile for what the type cannot hold.
     """
     import gguf
     import numpy as np
@@ -251,6 +251,8 @@ def encode(block: np.ndarray, dtype: str, kind: str, output: Output) -> np.ndarr
         except FloatingPointError:
             hint = "choose --dtype bf16 or f32"
             raise BadModelFile(f"{output.name} has numbers that are too large for float16", hint) from None
+    if kind != "bf16" and not np.isfinite(exact).all():
+        raise BadModelFile(f"{output.name} has elements that are no numbers, and {kind} holds none such")
     found: np.ndarray = gguf.quants.quantize(exact, gguf.GGMLQuantizationType[kind.upper()])
     return np.ascontiguousarray(found).view(np.uint8).reshape(-1)
 

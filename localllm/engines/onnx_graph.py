@@ -20,6 +20,7 @@ _KEEP = ("num_logits_to_keep", "logits_to_keep")
 _ENCODER_TYPES = {"token_type_ids"}
 _FLOATS = ("f32", "f16", "bf16")
 _INTEGERS = ("i64", "i32")
+_MOST_TOKENS = 1 << 24  # of a vocabulary; the largest have 262,144
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,8 @@ def interface(model: Model, config: Mapping[str, Any], genai: Mapping[str, Any])
         raise BadModelFile(f"{model.path}: its logits are not (batch, positions, vocabulary)")
     branch = known["branch"]
     size = logits.shape[2]
+    if isinstance(size, int) and size > _MOST_TOKENS:
+        raise BadModelFile(f"{model.path}: its logits are of {size:,} tokens, and no vocabulary has so many")
     return Interface(
         ids, known["mask"], known["positions"], branch.name if branch else None, known["keep"], caches, logits,
         size if isinstance(size, int) else _number(config, "vocab_size"), _table_length(model),

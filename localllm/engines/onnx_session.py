@@ -17,6 +17,10 @@ from localllm.types import EngineOptions
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _SILENT, _WARNING = 4, 2
+# Where in ONNX Runtime's sources something failed, and in which function of C++.
+_PLACE = re.compile(
+    r"(/[\w.+-]+)+\.(cc|h|hpp):\d+ (?:[\w:<>&*, ~]{0,200}?::~?\w{1,80}\((?:[^()]|\(\)){0,1000}\)(?: const)? )?"
+)
 NOT_HERE = ("flash_attention", "mmap")  # options that any model has and a graph decides by itself
 
 
@@ -131,6 +135,6 @@ def clean(message: str) -> str:
     """ONNX Runtime's message in one line, without its own error codes and the places in its sources."""
     line = " ".join(message.split())
     line = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)
-    line = re.sub(r"(/[\w.+-]+)+\.(cc|h|hpp):\d+ ", "", line)
+    line = _PLACE.sub("", line)
     line = re.sub(r"^Load model from .{1,4000}? failed: ?", "", line)
     return line[:300] + ("..." if len(line) > 300 else "")

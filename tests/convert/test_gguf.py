@@ -128,6 +128,17 @@ def test_types(stored: str, wanted: str, tmp_path: Path) -> None:
     assert path.read_bytes()[tensor.offset : tensor.offset + tensor.size] == expected.tobytes()
 
 
+def test_what_is_no_number_cannot_be_quantized(tmp_path: Path) -> None:
+    """Blocks share a scale: numpy would warn, and write what looks like weights."""
+    folder = checkpoints.write(tmp_path, "llama-yarn")
+    tensors = checkpoints.tensors("llama-yarn")
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 4] = np.nan
+    checkpoints.write_safetensors(folder / "model.safetensors", tensors)
+    with pytest.raises(BadModelFile, match="blk.0.ffn_up.weight has elements that are no numbers"):
+        convert(folder, "q8_0")
+    assert not (folder / "model.gguf").exists()
+
+
 def test_numbers_that_float16_cannot_hold_are_an_error(tmp_path: Path) -> None:
     folder = checkpoints.write(tmp_path, "llama-yarn")
     tensors = checkpoints.tensors("llama-yarn")

@@ -218,7 +218,7 @@ def broken(folder: Path, how: str) -> Path:
             file.truncate(1 << 30)
     elif how == "config is a list":
         (folder / "config.json").write_text("[1]", encoding="utf-8")
-    elif how in ("shape", "scalar table", "no logits", "masked", "embeds", "encoder"):
+    elif how in ("shape", "scalar table", "huge vocabulary", "no logits", "masked", "embeds", "encoder"):
         _edit(path, how)
     return path
 
@@ -234,6 +234,8 @@ def _edit(path: Path, how: str) -> None:
         node = next(n for n in graph.node if n.op_type == "GroupQueryAttention")
         graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1), "table"))
         node.input[7] = "table"
+    elif how == "huge vocabulary":
+        graph.output[0].type.tensor_type.shape.dim[2].dim_value = 1 << 45
     elif how in names:
         graph.output[0].name = graph.node[-1].output[0] = names[how]
     elif how == "masked":
@@ -256,7 +258,8 @@ def _edit(path: Path, how: str) -> None:
         ("truncated", "not a sound ONNX file"),
         ("empty", "it is empty"),
         ("noise", "not a sound ONNX file"),
-        ("opset", "newer than this ONNX Runtime"),
+        ("opset", "newer than this ONNX Runtime: ONNX Runtime .*Opset 9999 is"),
+        ("huge vocabulary", "its logits are of 35,184,372,088,832 tokens"),
         ("shape", "cannot be loaded|could not evaluate"),
         ("scalar table", "its table 'table' of rotary embeddings has not two dimensions"),
         ("no tokenizer", "has no tokenizer.json"),
