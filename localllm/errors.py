@@ -98,17 +98,20 @@ class TemplateError(LocalLLMError):
 
 
 class ContextOverflow(LocalLLMError):
-    """The prompt does not fit: `needed` and `available` count tokens."""
+    """The prompt does not fit: `needed` (the least there can be, if not `exact`) and `available` count tokens."""
 
     exit_code = CONTEXT_OVERFLOW
 
-    def __init__(self, needed: int, available: int, limit: int) -> None:
+    def __init__(self, needed: int, available: int, limit: int, *, exact: bool = True) -> None:
         self.needed, self.available = needed, available
-        if needed < limit:
+        if needed >= limit:
+            hint = f"shorten it: the model was trained for {limit} tokens"
+        elif exact:
             hint = f"--context {min(limit, needed + 1024)} would hold it (the model was trained for {limit})"
         else:
-            hint = f"shorten it: the model was trained for {limit} tokens"
-        super().__init__(f"the prompt is {needed} tokens long and the context holds {available}", hint)
+            hint = f"shorten it, or give it a larger --context (the model was trained for {limit})"
+        about = "" if exact else "at least "
+        super().__init__(f"the prompt is {about}{needed} tokens long and the context holds {available}", hint)
 
 
 class HistoryError(LocalLLMError):

@@ -13,6 +13,7 @@ from contextlib import closing
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
+from localllm.errors import ContextOverflow
 from localllm.protocols import Tokenizer, TokenModel
 from localllm.text.scores import token_scores
 from localllm.text.template import ChatTemplate
@@ -22,6 +23,9 @@ from localllm.types import Chunk, Constraint, Finish, Message, Reasoning, Reques
 if TYPE_CHECKING:
     from localllm.engines.speculation import Draft, Pace, Speculation
     from localllm.text.constrain import Matcher
+
+
+_HOPELESS = 128  # characters for each token of the context; there is hardly a token as long as that
 
 
 class Prompter:
@@ -113,6 +117,7 @@ class LocalEngine(Prompter):
         limits = request.limits
         started = time.perf_counter()
         text = self.prompt(request.messages, request.reasoning)
+        self._refuse_the_hopeless(text, model)
         held = self.encode(text + request.prefill)
         length = len(held)
         matcher = self._matcher(request.constraint, request.prefill)
@@ -162,6 +167,14 @@ class LocalEngine(Prompter):
         *pieces, (kind, said) = output.finish() or [("answer", "")]
         yield from _chunks(pieces)
         yield Chunk(said, finish=finish, usage=usage, kind=kind, fulfilled=fulfilled)
+
+    def _refuse_the_hopeless(self, text: str, model: TokenModel) -> None:
+        """Raise ContextOverflow where the longest tokens would be too many: a text of 16 MB takes half a minute to be
+        made into ids, in native code that no signal ends."""
+        if model is self.model and len(text) > _HOPELESS * model.context:
+            longest = max(len(model.spelled(token)) for token in range(model.vocabulary_size))
+            if (least := len(text) // max(longest, 1)) > model.context:
+                raise ContextOverflow(least, model.context, model.trained_context, exact=False)
 
     def _shift(self, request: Request, held: list[int], model: TokenModel) -> bool:
         """In a context that an answer has filled, forget the older half of what follows the system prompt."""

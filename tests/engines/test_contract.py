@@ -116,6 +116,20 @@ def test_overflow_loses_nothing(factory: Factory) -> None:
     assert text_of(engine, ask("Hi", max_tokens=4)) == before
 
 
+def test_of_a_hopeless_text_no_ids_are_made(factory: Factory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp takes half a minute for 16 MB, and heeds no signal in it."""
+    engine = factory(context=64)
+    list(engine.stream(ask("Hi", max_tokens=1)))
+    lengths = []
+    encode = engine.encode
+    monkeypatch.setattr(engine, "encode", lambda text: lengths.append(len(text)) or encode(text))
+    with pytest.raises(ContextOverflow, match=r"at least \d+ tokens long and the context holds 64"):
+        list(engine.stream(ask("a" * 100_000)))
+    assert lengths == []
+    with pytest.raises(ContextOverflow, match="prompt is \\d+ tokens long"):
+        list(engine.stream(ask("word " * 1000)))
+
+
 def test_a_full_context_ends_the_answer(factory: Factory) -> None:
     chunks = list(factory(context=64).stream(ask("Hi", ignore_eos=True)))
     assert chunks[-1].finish in ("length", "stop")
