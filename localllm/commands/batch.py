@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from functools import partial
 from io import TextIOWrapper
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ from localllm.types import EngineOptions, Limits, Reasoning, Sampling
 if TYPE_CHECKING:
     from localllm.commands._model import Model
     from localllm.jobs.batch import Progress, Recipe, Vectors
-    from localllm.jobs.rows import Format, Row
+    from localllm.jobs.rows import Format, Output, Row
     from localllm.protocols import Answers, Embedder, Engine
 
 
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="JSONL, CSV or lines; - is standard input.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Where to append the answers; else stdout.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to append the answers; else, or with -, stdout."),
     ] = None,
     prompt: Annotated[
         str | None,
@@ -78,6 +80,8 @@ def batch(
         be_quiet()
     show_log(verbose)
     kind = format_of(source, format)
+    output = None if str(output) == "-" else output
+    _require_three_files(source, output, errors)
     settings = load_settings()
     found = find_encoder(model, yes=yes) if embed else resolve(model or settings.model, yes=yes)
     own = settings.of(found.name, model or settings.model)
@@ -96,9 +100,10 @@ def batch(
         build(Reasoning, own, given),
     )
     with ExitStack() as stack:
-        failed = stack.enter_context(Errors(errors))
+        failed = Errors(errors)
         results = stack.enter_context(Output(output, None if output else sys.stdout.buffer))
-        total = None if str(source) == "-" else sum(not results.is_done(*pair) for pair in _keyed(source, kind, recipe))
+        stack.enter_context(failed)  # emptied by the one process that writes the output
+        total = _count_pending(source, kind, recipe, results) if source.is_file() else None  # a pipe is read once
         report = stack.enter_context(rows_progress(total))
         job = Batch(recipe, results, failed, lambda now: report(now.rows, now.tokens), retries + 1)
         started = time.perf_counter()
@@ -143,8 +148,18 @@ def _rows(source: Path, kind: Format) -> Iterator[Row]:
         yield from read_rows(file, kind)
 
 
-def _keyed(source: Path, kind: Format, recipe: Recipe) -> Iterator[tuple[Row, str]]:
-    return ((row, "" if row.fault else recipe.key(row)) for row in _rows(source, kind))
+def _count_pending(source: Path, kind: Format, recipe: Recipe, results: Output) -> int:
+    keyed = ((row, "" if row.fault else recipe.key(row)) for row in _rows(source, kind))
+    return sum(not results.is_done(*pair) for pair in keyed)
+
+
+def _require_three_files(source: Path, output: Path | None, errors: Path | None) -> None:
+    """Raise UsageError where one would be emptied or written to as another; devices and pipes may be the same."""
+    named = [("IN", source), ("-o", output), ("--errors", errors)]
+    files = [(name, path.resolve()) for name, path in named if path and (path.is_file() or not path.exists())]
+    for (name, path), (other, same) in combinations(files, 2):
+        if path == same:
+            raise UsageError(f"{name} and {other} are the same file, {path}", "name another file")
 
 
 def _prompt(text: str | None, file: Path | None) -> str | None:

@@ -125,6 +125,37 @@ def test_pipes(tmp_path: Path) -> None:
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["Yes.", "Yes."]
     assert (done.returncode, done.stderr) == (0, "")
     assert localllm(*words, input="").returncode == 0
+    words[1] = "/dev/stdin"  # as `<(command)` is, it can be read once
+    done = localllm(*words, "-o", "-", input="1\n2\n")
+    assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["Yes.", "Yes."]
+
+
+@pytest.mark.slow
+def test_no_file_is_two_at_once(tmp_path: Path) -> None:
+    """What failed, given as input again with the same --errors, was emptied before it was read."""
+    script, source, link = tmp_path / "script", tmp_path / "in", tmp_path / "link"
+    script.write_text("Yes.")
+    source.write_text('{"id": 1, "error": "none"}\n')
+    link.symlink_to(source)
+    words = ["batch", str(source), "--engine", "fake", "-m", str(script)]
+    for more in (("--errors", str(link)), ("-o", str(link)), ("-o", "new", "--errors", "./new")):
+        done = localllm(*words, *more)
+        assert done.returncode == 2 and "are the same file" in done.stderr, more
+    assert source.read_text() == '{"id": 1, "error": "none"}\n'
+    assert localllm(*words, "-o", "/dev/null", "--errors", "/dev/null").returncode == 0
+
+
+@pytest.mark.slow
+def test_a_second_process_leaves_the_errors_of_the_first(tmp_path: Path) -> None:
+    script, out, errors = tmp_path / "script", tmp_path / "out", tmp_path / "errors"
+    script.write_text("Yes.")
+    errors.write_text('{"id": 1, "error": "none"}\n')
+    with Output(out):
+        done = localllm(
+            "batch", "-", "--engine", "fake", "-m", str(script), "-o", str(out), "--errors", str(errors), input="x"
+        )
+    assert done.returncode == 2 and "another process is writing" in done.stderr
+    assert errors.read_text() == '{"id": 1, "error": "none"}\n'
 
 
 @pytest.mark.parametrize(
