@@ -81,6 +81,10 @@ def replacing_folder(path: Path, ours: Collection[str] = ()) -> Iterator[Path]:
         beside.rename(path)
         with suppress(OSError):
             sync(path.parent)
+    except OSError as error:
+        if error.filename is None or beside in Path(error.filename).parents:  # nobody knows the names beside the target
+            error.filename = str(path)
+        raise
     finally:
         for folder in (beside, former):
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -49,9 +51,23 @@ class _LoadFlag(Flag):
         self._options.set_load_cancellation_flag(up)
 
 
+class _NobodyLooks(Flag):
+    """An import cannot be stopped: of a signal in the middle of it, its C++ makes an ImportError."""
+
+    @property
+    def is_up(self) -> bool:
+        return False
+
+    def set(self, up: bool) -> None:
+        """It makes no difference."""
+
+
 def runtime() -> Any:
     """The onnxruntime module, its log turned off. Raises EngineError."""
     try:
+        if "onnxruntime" not in sys.modules:
+            with abort_on_interrupt(_NobodyLooks()):
+                importlib.import_module("onnxruntime")
         import onnxruntime
     except ImportError as error:
         raise EngineError(f"ONNX Runtime cannot be loaded: {error}", "pip install onnxruntime") from None

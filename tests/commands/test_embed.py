@@ -17,7 +17,7 @@ from rich.cells import cell_len
 from localllm.convert import gguf
 from localllm.convert.onnx import export
 from tests.support import checkpoints, masked
-from tests.support.command import COMMAND, Terminal, localllm
+from tests.support.command import COMMAND, Terminal, localllm, on_a_full_disk
 
 TEXTS = ["the cat", 'a, "dog"\u20ac', "in the house"]
 
@@ -193,3 +193,12 @@ def test_no_text_is_an_error(words: tuple[str, ...]) -> None:
     done = localllm("embed", *words)
     assert (done.returncode, done.stdout) == (2, "")
     assert "there is no text" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["npy", "jsonl"])
+def test_a_disk_that_is_full(ending: str, model: str, tmp_path: Path) -> None:
+    target = tmp_path / f"vectors.{ending}"
+    done = on_a_full_disk("embed", "-m", model, "a", "b", "-o", str(target))
+    assert (done.returncode, done.stderr) == (1, f"localllm: File too large: {target}\n")
+    assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -93,3 +94,19 @@ def test_ctrl_c_during_a_load_is_exit_code_130(large: Path) -> None:
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"")
     assert b"Traceback" not in err
+
+
+def test_ctrl_c_during_the_import_is_no_broken_installation(tmp_path: Path) -> None:
+    """The package's C++ turns it into an ImportError; this stands in for it, because the moment is hard to hit."""
+    (tmp_path / "onnxruntime.py").write_text(
+        "import os, signal, time\ntry:\n    os.kill(os.getpid(), signal.SIGINT)\n    time.sleep(0.1)\n"
+        "except KeyboardInterrupt as error:\n    raise ImportError('initialization failed') from error\n"
+    )
+    code = (
+        "from localllm.engines.onnx_session import runtime\ntry: runtime()\nexcept KeyboardInterrupt: print('stopped')"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
+    assert (done.stdout, done.stderr) == ("stopped\n", "")

@@ -31,6 +31,13 @@ def localllm(
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
+def on_a_full_disk(*words: str) -> subprocess.CompletedProcess[str]:
+    """One run with a limit of no bytes on the size of files: a write fails, as where a disk is full."""
+    return subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *COMMAND, *words], capture_output=True, text=True, timeout=120
+    )
+
+
 class Terminal:
     """The program in a pseudo-terminal. `screen` is what a person sees, `raw` what was written."""
 

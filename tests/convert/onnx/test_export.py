@@ -18,7 +18,7 @@ from localllm.convert import gguf
 from localllm.convert.onnx import beside, export
 from localllm.errors import BadModelFile, UsageError
 from tests.support import checkpoints
-from tests.support.command import COMMAND, localllm
+from tests.support.command import COMMAND, localllm, on_a_full_disk
 from tests.support.onnx_models import Runner
 
 
@@ -144,6 +144,14 @@ def test_a_failed_export_leaves_nothing(checkpoint: Path, tmp_path: Path) -> Non
     with pytest.raises(BadModelFile, match="too large for float16"):
         export.write(export.plan(folder, "f16"), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["huge"]
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full(checkpoint: Path, tmp_path: Path) -> None:
+    """The error names the folder that was wanted, not the one beside it."""
+    done = on_a_full_disk("convert", str(checkpoint), "--to", "onnx", "-o", str(tmp_path / "out"))
+    assert (done.returncode, done.stderr) == (1, f"localllm: File too large: {tmp_path}/out\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
