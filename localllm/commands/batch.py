@@ -29,7 +29,6 @@ from localllm.errors import LocalLLMError, UsageError
 from localllm.types import EngineOptions, Limits, Reasoning, Sampling
 
 if TYPE_CHECKING:
-    from localllm.commands._model import Model
     from localllm.jobs.batch import Progress, Recipe, Vectors
     from localllm.jobs.rows import Format, Output, Row
     from localllm.protocols import Answers, Embedder, Engine
@@ -71,6 +70,7 @@ def batch(
     """Answer a prompt for every row of a file. The same command again goes on where it was stopped."""
     from localllm.commands._encoder import find_encoder
     from localllm.commands._model import resolve
+    from localllm.hub.digest import fingerprint
     from localllm.jobs.batch import Batch, Recipe
     from localllm.jobs.rows import Errors, Output, format_of
     from localllm.settings import build, load_settings
@@ -89,7 +89,7 @@ def batch(
     sampling = Sampling() if embed else build(Sampling, found.sampling, own, given)
     limits = Limits() if embed else build(Limits, own, given)
     options = build(EngineOptions, found.options, own, given)
-    made_with = f"{_identity(found)} {'embed' if embed else engine} {options.lora} {options.template}"
+    made_with = f"{fingerprint(found.path)} {'embed' if embed else engine} {options.lora} {options.template}"
     recipe = Recipe(
         made_with,
         _prompt(prompt, prompt_file),
@@ -99,6 +99,8 @@ def batch(
         build(Form, given).checked(),
         build(Reasoning, own, given),
     )
+    if embed and recipe.constraint:
+        raise UsageError(f"--{recipe.constraint.kind} is for answers, and --embed makes vectors")
     with ExitStack() as stack:
         failed = Errors(errors)
         results = stack.enter_context(Output(output, None if output else sys.stdout.buffer))
@@ -171,12 +173,6 @@ def _prompt(text: str | None, file: Path | None) -> str | None:
         return file.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
-
-
-def _identity(model: Model) -> str:
-    """What tells one model from another without reading it all: the file's name and size."""
-    path = model.path
-    return f"{path.name} {path.stat().st_size if path.is_file() else 0}"
 
 
 def _summary(progress: Progress, before: int, seconds: float) -> str:

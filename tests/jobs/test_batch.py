@@ -14,11 +14,13 @@ import pytest
 
 from localllm.convert.onnx import export
 from localllm.errors import LocalLLMError
+from localllm.formats.onnx import read_model
+from localllm.hub.digest import fingerprint
 from localllm.jobs.batch import Batch, Recipe, fill
 from localllm.jobs.rows import Errors, Output, Row
 from localllm.protocols import Key
 from localllm.types import Chunk, Limits, Message, Request, Sampling, Usage
-from tests.support import masked
+from tests.support import masked, tiny_onnx
 from tests.support.command import COMMAND, Terminal, localllm
 
 
@@ -130,6 +132,22 @@ def test_pipes(tmp_path: Path) -> None:
     assert [json.loads(line)["text"] for line in done.stdout.splitlines()] == ["Yes.", "Yes."]
 
 
+def test_another_model_of_that_name_and_size_is_another(tmp_path: Path) -> None:
+    """As all models.onnx of one architecture have, their weights being in the file beside them."""
+    first, second = (tiny_onnx.write(tmp_path / name, "own") for name in ("a", "b"))
+    assert fingerprint(first) == fingerprint(second)
+    data = read_model(second).external[0]
+    data.write_bytes(bytes(byte ^ 1 for byte in data.read_bytes()))
+    assert second.stat().st_size == first.stat().st_size and fingerprint(first) != fingerprint(second)
+    script, out = tmp_path / "script", tmp_path / "out"
+    words = ["batch", "-", "--engine", "fake", "-m", str(script), "-o", str(out)]
+    for text, code in (("Yes.", 0), ("Not.", 2), ("Yes.", 0)):
+        script.write_text(text)
+        done = localllm(*words, input="x")
+        assert done.returncode == code, done
+    assert lines(out)[0]["text"] == "Yes."
+
+
 @pytest.mark.slow
 def test_no_file_is_two_at_once(tmp_path: Path) -> None:
     """What failed, given as input again with the same --errors, was emptied before it was read."""
@@ -166,6 +184,7 @@ def test_a_second_process_leaves_the_errors_of_the_first(tmp_path: Path) -> None
         (["-", "--prompt", "a", "--prompt-file", "b"], "both"),
         (["-", "--prompt-file", "missing"], "missing cannot be read"),
         (["-", "-o", "no/such/out"], "there is no folder"),
+        (["-", "--embed", "--choice", "a,b"], "--choice is for answers"),
     ],
 )
 def test_usage(words: list[str], message: str, tmp_path: Path) -> None:
