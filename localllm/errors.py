@@ -109,7 +109,7 @@ class ContextOverflow(LocalLLMError):
         elif exact:
             hint = f"--context {min(limit, needed + 1024)} would hold it (the model was trained for {limit})"
         else:
-            hint = f"shorten it, or give it a larger --context (the model was trained for {limit})"
+            hint = f"shorten it, or give it a larger --context: the model was trained for {limit}"
         about = "" if exact else "at least "
         super().__init__(f"the prompt is {about}{needed} tokens long and the context holds {available}", hint)
 

@@ -45,9 +45,18 @@ class Settings:
         return {**self.file, **self.environment}
 
     def of(self, *names: str | None) -> Mapping[str, Any]:
-        """What was set for a model that goes by these names, the later ones winning."""
-        sections = [self.models.get(name.lower(), {}) for name in names if name]
+        """What was set for a model that goes by these names, the later ones winning.
+
+        A file has its section under its whole path, however that is written here.
+        """
+        spelled = [spelling for name in names if name for spelling in (absolute(name), name)]
+        sections = [self.models.get(name.lower(), {}) for name in spelled]
         return {**self.file, **{k: v for section in sections for k, v in section.items()}, **self.environment}
+
+
+def absolute(path: str) -> str:
+    """The path from the root, without links."""
+    return str(Path(path).expanduser().resolve())
 
 
 def settings_file() -> Path:

@@ -11,7 +11,7 @@ import typer
 from localllm.commands._options import JsonOption
 from localllm.errors import LocalLLMError, UsageError
 from localllm.fields import Option
-from localllm.settings import all_options, load_settings, model_sections, settings_file
+from localllm.settings import absolute, all_options, load_settings, model_sections, settings_file
 
 config = typer.Typer(help="Show and change the settings.", no_args_is_help=True)
 _NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="An option by its name, such as top_k, or model.")]
@@ -168,13 +168,15 @@ def _section(name: str, model: str | None, text: str) -> tuple[str, ...]:
 
 
 def _names(model: str | None) -> tuple[str, ...]:
-    """What a model's section can be called: its full name, and as it was written here."""
+    """What a model's section can be called: its full name or whole path, and as it was written here."""
     if model is None:
         return ()
     from localllm.hub import catalogue
-    from localllm.hub.reference import ModelName, parse
+    from localllm.hub.reference import LocalPath, ModelName, parse
 
     reference = parse(model)
+    if isinstance(reference, LocalPath):
+        return (absolute(str(reference)), model)
     entry = catalogue.find(reference) if isinstance(reference, ModelName) else None
     return (entry.name if entry else str(reference), model)
 

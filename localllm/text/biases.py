@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from localllm.errors import UsageError
@@ -16,6 +17,8 @@ def read_biases(texts: Sequence[str], vocabulary_size: int) -> list[tuple[int, f
             biases.append((int(token), float(bias)))
         except ValueError:
             raise UsageError(f"--logit-bias {text!r} is not TOKEN_ID=BIAS", "for example --logit-bias 2=-inf") from None
+        if math.isnan(biases[-1][1]):
+            raise UsageError(f"--logit-bias {text!r} is not a number")
         if not 0 <= biases[-1][0] < vocabulary_size:
             raise UsageError(f"--logit-bias: the vocabulary ends at {vocabulary_size - 1}")
     return biases

@@ -65,6 +65,19 @@ def test_capitals_of_a_model(file: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_file_is_the_same_however_its_path_is_written(
+    file: Path, model_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(model_path.parent)
+    config("set", "max_tokens", "3", "-m", f"./{model_path.name}")
+    assert f'[models."{model_path.resolve()}"]' in file.read_text(encoding="utf-8")
+    for name in (model_path.name, f"../{model_path.parent.name}/{model_path.name}", str(model_path)):
+        assert config("get", "max_tokens", "-m", name) == "3\n"
+        found = json.loads(localllm("run", "-m", name, "Hi", "--ignore-eos", "--json").stdout)
+        assert found["usage"]["completion_tokens"] == 3
+
+
+@pytest.mark.slow
 def test_a_value_is_checked_before_it_is_written(file: Path) -> None:
     for words, reason in (
         (("top_p", "7"), "--top-p: 7 is above 1"),

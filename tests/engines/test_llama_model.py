@@ -96,7 +96,7 @@ def test_logit_bias_forbids(model: LlamaModel) -> None:
     assert first not in generate(model, Sampling(temperature=0, logit_bias=(f"{first}=-inf",)))
 
 
-@pytest.mark.parametrize("text", ["x", "1", "1=x", "99999999=1", "-1=1"])
+@pytest.mark.parametrize("text", ["x", "1", "1=x", "1=nan", "99999999=1", "-1=1"])
 def test_a_bad_logit_bias(model: LlamaModel, text: str) -> None:
     with pytest.raises(UsageError, match="--logit-bias"):
         generate(model, Sampling(logit_bias=(text,)), 1)
