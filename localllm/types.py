@@ -60,6 +60,11 @@ class Sampling:
     def __post_init__(self) -> None:
         check_all(self)
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether the same prompt is to have the same answer again."""
+        return self.seed is not None or self.temperature == 0 or (self.top_k == 1 and not self.mirostat)
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -177,9 +182,10 @@ class Guessing:
     """What may be guessed ahead and checked by the model (`engines/speculation.py`)."""
 
     speculate: str = option(
-        "exact",
-        "Guess where a text repeats itself: exact (the answer is the same), loose (wherever it is faster), or off.",
-        choices=("exact", "loose", "off"),
+        "auto",
+        "Guess where a text repeats itself: exact (the answer is the same), loose (wherever it is faster), auto (exact "
+        "where greedy or with --seed), or off.",
+        choices=("auto", "exact", "loose", "off"),
     )
     draft: str | None = option(None, "A small MODEL of the same vocabulary that guesses for a large one.")
 

@@ -52,10 +52,12 @@ def give_answers(session: Session, request: Request, output: Output, engine: str
     """
     from localllm.ui.answer import show, summary, write_json
 
-    seed = request.sampling.seed if request.sampling.seed is not None else random.SystemRandom().randrange(_SEEDS)
+    seed = request.sampling.seed
+    if seed is None and output.style != "text":  # it is told, so that the answer can be had again
+        seed = random.SystemRandom().randrange(_SEEDS)
     problem = ""
     for index in range(output.repeat):
-        sampling = replace(request.sampling, seed=(seed + index) % _SEEDS)
+        sampling = replace(request.sampling, seed=None if seed is None else (seed + index) % _SEEDS)
         request = replace(request, sampling=sampling, prefill=output.prefill, logprobs=output.logprobs)
         if index and output.style == "text":
             sys.stdout.write("\n")

@@ -113,7 +113,8 @@ def allow_guesses(engine: Engine, guessing: Guessing, options: EngineOptions, *,
     from localllm.engines.speculation import SIZES
 
     if guessing.speculate != "off" or guessing.draft is not None:
-        allow(SIZES[-1] - 1, exact=guessing.speculate != "loose")
+        allow(SIZES[-1] - 1)
+        local.exact = {"loose": False, "auto": None}.get(guessing.speculate, True)
     if guessing.draft is not None:
         from localllm.engines.llama_cpp import open_draft
 

@@ -57,7 +57,8 @@ class LlamaModel(Vocabulary):
         self.output = -1  # the token of the last batch whose logits are read next; -1 is its last
         self.ahead: list[int] = []  # guesses that were evaluated beyond those held
         self._most_ahead = 0  # how many there may be
-        self._proofs: Proofs | None = None  # which batches of them give what single steps do, where that matters
+        self.exact = True  # whether only batches may be that give the bits of single steps, so that no answer changes
+        self._proofs: Proofs | None = None  # which batches those are
         self.abort = AbortFlag()
         try:
             with self.interruptible():
@@ -125,22 +126,22 @@ class LlamaModel(Vocabulary):
         self._adapters.use(self._context)
         self._memory = api.llama_get_memory(self._context)
 
-    def allow_guesses(self, count: int, *, exact: bool = True) -> None:
-        """Let `count` guesses be evaluated at once, where they can be taken back: in a cache that keeps every token.
-
-        `exact` allows only batches that give the bits of single steps, so that guesses change no answer.
-        """
+    def allow_guesses(self, count: int) -> None:
+        """Let `count` guesses be evaluated at once, where they can be taken back: in a cache that keeps every token."""
         api = self._llama
         kept = not (self._window or api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model))
         self._most_ahead = count if kept else 0
-        self._proofs = Proofs(1 + count) if kept and exact else None
+        self._proofs = Proofs(1 + count) if kept else None
+
+    @property
+    def _wanted(self) -> Proofs | None:
+        return self._proofs if self.exact else None
 
     @property
     def lookahead(self) -> int:
         """How many guesses may be evaluated at once now."""
-        if self._proofs is None:
-            return self._most_ahead
-        return min(self._most_ahead, self._proofs.limit(len(self._held)) - 1)
+        proofs = self._wanted
+        return min(self._most_ahead, proofs.limit(len(self._held)) - 1) if proofs else self._most_ahead
 
     def describe(self) -> ModelDescription:
         api = self._llama
@@ -281,7 +282,7 @@ class LlamaModel(Vocabulary):
         Where it is not known yet whether so large a batch gives the bits of single steps, the last tokens are evaluated
         again in one, to find out; and where it does not, once more one by one.
         """
-        proofs, size = self._proofs, 1 + count
+        proofs, size = self._wanted, 1 + count
         if proofs is None or proofs.allows(size, len(self._held)):
             return count
         self._take_back()
@@ -297,11 +298,11 @@ class LlamaModel(Vocabulary):
         return count if proofs.allows(size, len(self._held)) else 0
 
     def _keep_row(self) -> None:
-        if self._proofs is not None:
-            if self._proofs.wants_rows(len(self._held)):
-                self._proofs.rows.append(self._row(self.output))
+        if proofs := self._wanted:
+            if proofs.wants_rows(len(self._held)):
+                proofs.rows.append(self._row(self.output))
             else:
-                self._proofs.rows.clear()
+                proofs.rows.clear()
 
     def _forget_rows(self) -> None:
         if self._proofs is not None:
@@ -376,7 +377,7 @@ class LlamaModel(Vocabulary):
         """Evaluate tokens; the last one's logits are wanted, or `every` one's."""
         api = self._llama
         # With it, logits come of every token too, for which a prompt has no room.
-        api.llama_set_embeddings(self._context, self._proofs is not None and (every or len(tokens) == 1))
+        api.llama_set_embeddings(self._context, self._wanted is not None and (every or len(tokens) == 1))
         for start in range(0, len(tokens), BATCH):
             part = tokens[start : start + BATCH]
             buffer = (ctypes.c_int32 * len(part))(*part)

@@ -18,7 +18,7 @@ from localllm.protocols import Tokenizer, TokenModel
 from localllm.text.scores import token_scores
 from localllm.text.template import ChatTemplate
 from localllm.text.thinking import AnswerStream, Piece, tags_of
-from localllm.types import Chunk, Constraint, Finish, Message, Reasoning, Request, Usage
+from localllm.types import Chunk, Constraint, Finish, Message, Reasoning, Request, Sampling, Usage
 
 if TYPE_CHECKING:
     from localllm.engines.speculation import Draft, Pace, Speculation
@@ -90,6 +90,7 @@ class LocalEngine(Prompter):
         super().__init__(model, template, notices=notices)
         self.model, self._single = model, single
         self.draft: Draft | None = None  # a smaller model that guesses for this one
+        self.exact: bool | None = None  # whether guesses may change no bit; None: of answers that can be had again
         self._pace: Pace | None = None  # of guesses: it learns from every answer
         self._tokenizer: Any = None  # made for the first answer that is held to a form
         self._tags = tags_of(template.source) if template else None
@@ -132,7 +133,7 @@ class LocalEngine(Prompter):
             first = time.perf_counter()
             yield from _chunks(output.given(request.prefill))
             mask = matcher.mask if matcher else None
-            guessing = self._guessing(model, held)
+            guessing = self._guessing(model, held, request.sampling)
             with model.sampler(request.sampling, ignore_eos=limits.ignore_eos, history=held, mask=mask) as sample:
                 for count in itertools.count(1):
                     yield None
@@ -191,14 +192,18 @@ class LocalEngine(Prompter):
             model.prefill(held)
         return True
 
-    def _guessing(self, model: TokenModel, tokens: list[int]) -> Speculation | None:
+    def _guessing(self, model: TokenModel, tokens: list[int], sampling: Sampling) -> Speculation | None:
         """What feeds the model with guesses, where it is this engine's and takes any."""
-        if model is not self.model or not getattr(model, "lookahead", 0):
+        guesser: Any = model  # where it has what an `Ahead` has
+        if model is not self.model or not hasattr(model, "lookahead"):
+            return None
+        guesser.exact = sampling.repeatable if self.exact is None else self.exact
+        if not guesser.lookahead:
             return None
         from localllm.engines.speculation import Pace, Speculation
 
         self._pace = self._pace or Pace()
-        return Speculation(model, self._pace, tokens, self.draft)  # type: ignore[arg-type]  # it has looked
+        return Speculation(guesser, self._pace, tokens, self.draft)
 
     def close(self) -> None:
         if self.draft is not None:

@@ -44,9 +44,13 @@ _STAKE, _RATE = 2.0, 0.02
 
 
 class Ahead(Protocol):
-    """A model that can evaluate at most `lookahead` guesses; `ahead` are those that have not been fed since."""
+    """A model that can evaluate at most `lookahead` guesses; `ahead` are those that have not been fed since.
+
+    Where it is `exact`, only as many at once as give the logits of single steps to the last bit.
+    """
 
     ahead: list[int]
+    exact: bool
 
     @property
     def lookahead(self) -> int: ...

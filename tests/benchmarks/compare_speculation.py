@@ -70,7 +70,8 @@ def main() -> None:
     given = parser.parse_args()
     options = EngineOptions(threads=given.threads, context=1024)
     plain, guessing = (open_engine("llama.cpp", given.model, options) for _ in range(2))
-    guessing.model.allow_guesses(SIZES[-1] - 1, exact=not given.loose)
+    guessing.model.allow_guesses(SIZES[-1] - 1)
+    guessing.exact = not given.loose
     print("| text | temperature | median ratio | from to | accepted | tokens |\n|---|---|---|---|---|---|")
     for name, text in TEXTS.items():
         for temperature in (0, 0.8):
