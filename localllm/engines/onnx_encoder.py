@@ -2,13 +2,14 @@
 
 What a graph takes and gives is read from it. Optimum's, transformers.js' and our own exports are known: input_ids,
 attention_mask and token_type_ids or position_ids where the graph has them (batch x sequence), and last_hidden_state,
-token_embeddings, sentence_embedding or logits. The tokenizer and what sentence-transformers noted lie beside the model,
-or in the folder above `onnx/`.
+token_embeddings, sentence_embedding or logits. A decoder that makes embeddings may be exported with the caches that
+generating wants; they are empty here, for a text is evaluated at once. The tokenizer and what sentence-transformers
+noted lie beside the model, or in the folder above `onnx/`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ from localllm import hardware
 from localllm.engines import providers
 from localllm.engines.interrupt import abort_on_interrupt
 from localllm.engines.onnx_folder import Folder, read_folder
+from localllm.engines.onnx_graph import find_caches
 from localllm.engines.onnx_runner import RunFlag
 from localllm.engines.onnx_session import ignored, open_session, run_error, runtime
 from localllm.engines.onnx_tokenizer import content_of, load_tokenizer, read_json
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 _BATCH = 2048  # tokens evaluated at once
 _NO_LIMIT = 1 << 30  # what tokenizers write who know of no limit is larger
+_FLOATS = {"f32": "float32", "f16": "float16"}
 _INPUTS = {"i64": "int64", "i32": "int32"}  # types of the inputs, and numpy's names of them
 
 
@@ -53,7 +56,8 @@ class OnnxEncoder:
         self._folder, self.home = folder, folder.tokenizer.parent
         self._tokenizer = load_tokenizer(folder.tokenizer)
         model = read_model(folder.model)
-        self._inputs = _inputs_of(model)
+        self._caches = () if _is_decoder(model) else find_caches(model, folder.config, folder.genai)
+        self._inputs = _inputs_of(model, {cache.past for cache in self._caches})
         self._output = choose(model)
         wanted = "cpu" if options.gpu_layers == "0" else options.provider
         names = providers.to_try(wanted, runtime().get_available_providers())
@@ -86,6 +90,8 @@ class OnnxEncoder:
             "position_ids": np.broadcast_to(np.arange(width), ids.shape),
         }
         feed = {name: arrays[name].astype(kind, copy=False) for name, kind in self._inputs.items()}
+        for cache in self._caches:
+            feed[cache.past] = np.zeros((len(batch), *cache.shape[1:]), _FLOATS[cache.type])
         try:
             (found,) = self._session.run([self._output.name], feed, self.abort.options)
         except Exception as error:  # pybind's exceptions have no common ancestor but this
@@ -183,19 +189,27 @@ def pool(hidden: np.ndarray, mask: np.ndarray, pooling: Pooling) -> np.ndarray:
     return found
 
 
-def _inputs_of(model: Model) -> dict[str, str]:
-    """What the graph takes, with numpy's name of its type. Raises BadModelFile where no text gives it."""
+def _is_decoder(model: Model) -> bool:
+    """Whether the graph's last step makes tokens of its vectors."""
+    return any(value.name == "logits" for value in model.outputs)
+
+
+def _inputs_of(model: Model, caches: Collection[str]) -> dict[str, str]:
+    """What the graph takes of a text, with numpy's name of its type. Raises BadModelFile where no text gives it."""
     known = ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-    unknown = [value.name for value in model.inputs if value.name not in known]
+    taken = [value for value in model.inputs if value.name not in caches]
+    unknown = [value.name for value in taken if value.name not in known]
     if unknown or "input_ids" not in {value.name for value in model.inputs}:
         raise BadModelFile(
             f"{model.path} is no encoder: it wants {', '.join(unknown[:3]) or 'no input_ids'}",
             "localllm run is for models that generate text",
         )
-    for value in model.inputs:
+    for value in taken:
         if value.type not in _INPUTS or len(value.shape) != 2:
             raise BadModelFile(f"{model.path}: its input {value.name} is not two-dimensional, of whole numbers")
-    return {value.name: _INPUTS[value.type] for value in model.inputs}
+    if any(value.type not in _FLOATS for value in model.inputs if value.name in caches):
+        raise BadModelFile(f"{model.path}: its caches are of bf16, which numpy has not", "take another quantization")
+    return {value.name: _INPUTS[value.type] for value in taken}
 
 
 def _vectors_of(model: Model) -> Value:

@@ -75,7 +75,7 @@ def interface(model: Model, config: Mapping[str, Any], genai: Mapping[str, Any])
     ids, logits = inputs.get(names.get("input_ids", _IDS)), outputs.get(names.get("logits", "logits"))
     _require_decoder(model, inputs, outputs, ids, logits)
     assert ids is not None and logits is not None
-    caches = _caches(model, config, genai)
+    caches = find_caches(model, config, genai)
     known = {
         "mask": inputs.get(names.get("attention_mask", _MASK)),
         "positions": inputs.get(names.get("position_ids", _POSITIONS)),
@@ -149,7 +149,8 @@ def _some(names: Mapping[str, Value]) -> str:
 # The caches
 
 
-def _caches(model: Model, config: Mapping[str, Any], genai: Mapping[str, Any]) -> tuple[Cache, ...]:
+def find_caches(model: Model, config: Mapping[str, Any], genai: Mapping[str, Any]) -> tuple[Cache, ...]:
+    """The inputs that take what an output gave the step before. Raises BadModelFile."""
     pasts = sorted((v for v in model.inputs if _is_past(v.name)), key=lambda v: _place(v.name))
     presents = sorted((v for v in model.outputs if _is_present(v.name)), key=lambda v: _place(v.name))
     if len(pasts) != len(presents):

@@ -22,7 +22,7 @@ from localllm.hub.reference import parse
 from localllm.hub.store import find
 from localllm.jobs.embed import embed
 from localllm.types import EngineOptions
-from tests.support import checkpoints, onnx_encoders
+from tests.support import checkpoints, onnx_encoders, tiny_onnx
 from tests.support.command import COMMAND
 
 OPTIONS = EngineOptions(threads=1)
@@ -138,6 +138,27 @@ def test_notes_that_make_no_sense(files: dict[str, object], message: str | None,
     else:
         with pytest.raises(BadModelFile, match=message):
             open_embedder(tmp_path, OPTIONS)
+
+
+@pytest.mark.parametrize("layout", ["optimum", "genai"])
+@pytest.mark.parametrize("kind", ["f32", "f16"])
+def test_a_decoder_that_makes_embeddings(layout: tiny_onnx.Layout, kind: str, tmp_path: Path) -> None:
+    """Its caches are empty; what stands behind a shorter text in a batch changes nothing."""
+    path = tiny_onnx.write(tmp_path, layout, kind=kind, positions=True)
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text('{"pooling_mode_lasttoken": true}')
+    model = onnx.load(path)
+    hidden = next(n.input[0] for n in model.graph.node if n.output[0] == model.graph.node[-1].input[0])
+    del model.graph.node[-2:]
+    model.graph.output[0].name = "last_hidden_state"
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = tiny_onnx.WIDTH
+    model.graph.node.add(op_type="Identity", input=[hidden], output=["last_hidden_state"])
+    path.write_bytes(model.SerializeToString())
+    with closing(open_embedder(tmp_path, OPTIONS)) as embedder:
+        tokens = embedder.tokenize_all(["a longer text than", "this", "and that"])
+        together, alone = embedder.encode(tokens), [embedder.encode([ids])[0] for ids in tokens]
+    assert together.shape == (3, tiny_onnx.WIDTH) and np.ptp(together, axis=0).min() > 0
+    assert np.allclose(together, alone, atol=1e-5 if kind == "f32" else 2e-2)
 
 
 def test_models_that_are_no_encoders(tmp_path: Path) -> None:

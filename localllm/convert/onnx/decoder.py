@@ -76,7 +76,9 @@ def require_known(architecture: str, values: Mapping[str, Any]) -> None:
     what = f"{architecture} with {experts} experts" if experts else architecture
     raise UnknownArchitecture(
         f"the architecture {what!r:.80} is not exported to ONNX, only {', '.join(ARCHITECTURES)}",
-        "localllm run takes the GGUF, and localllm convert makes one",
+        "localllm embed takes the GGUF; of BERT the checkpoint can be exported"
+        if "bert" in architecture
+        else "localllm run takes the GGUF, and localllm convert makes one",
     )
 
 

@@ -10,8 +10,9 @@ import onnxruntime
 import pytest
 from tokenizers import Tokenizer
 
+from localllm.convert import gguf
 from localllm.convert.onnx import export
-from localllm.errors import BadModelFile, ModelNotFound, UsageError
+from localllm.errors import BadModelFile, ModelNotFound, UnknownArchitecture, UsageError
 from tests.support import checkpoints, masked
 from tests.support.lines import lines
 
@@ -46,6 +47,15 @@ def test_padding_changes_nothing(tmp_path: Path) -> None:
     mask = np.array([[1] * 10 + [0] * 3], np.int64)
     (found,) = session.run(None, {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)})
     assert np.abs(found[0, :10] - hidden_states(folder, tokens)).max() < 1e-5
+
+
+def test_a_gguf_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    """It lacks what the tokenizer does to a text, and `run`, the way out for decoders, takes no encoder."""
+    path = tmp_path / "bert.gguf"
+    gguf.write(gguf.plan(checkpoints.write(tmp_path / "checkpoint", "bert"), "f32"), path)
+    with pytest.raises(UnknownArchitecture) as caught:
+        export.plan(path)
+    assert "localllm embed" in caught.value.hint and "localllm run" not in caught.value.hint
 
 
 def test_names_of_older_files(tmp_path: Path) -> None:
