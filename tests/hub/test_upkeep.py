@@ -390,6 +390,20 @@ def test_rm_of_one_model_by_two_names(here: Here) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("frees") == 1
     assert here.names() == ["owner/repo:Q8_0"]
+    assert here("alias", "--json").stdout == "{}\n"
+
+
+def test_rm_of_an_alias_leaves_its_model(here: Here, tmp_path: Path) -> None:
+    """Nothing is lost but a name, so nobody is asked; a file of one's own may have such a name too."""
+    (tmp_path / "own.gguf").write_bytes(gguf())
+    assert here("alias", "Mine", "owner/repo:Q4_0").returncode == 0
+    assert here("alias", "own", str(tmp_path / "own.gguf")).returncode == 0
+    done = here("rm", "MINE", "own")
+    assert done.returncode == 0, done.stderr
+    assert "mine is another name of owner/repo:Q4_0: only the name is removed" in done.stderr
+    assert here.names() == ["owner/repo:Q4_0", "owner/repo:Q8_0"] and (tmp_path / "own.gguf").exists()
+    assert here("alias", "--json").stdout == "{}\n"
+    assert here("rm", "mine").returncode == 3
 
 
 def without_links(cache: Path) -> None:
@@ -468,7 +482,7 @@ def test_a_model_in_place_that_has_gone_is_not_hidden(here: Here, tmp_path: Path
 
 def test_an_alias_of_something_that_has_gone_is_never_prompt(here: Here) -> None:
     assert here("alias", "mine", "owner/repo:Q4_0").returncode == 0
-    assert here("rm", "-y", "mine").returncode == 0
+    assert here("rm", "-y", "owner/repo:Q4_0").returncode == 0
     done = here("run", "mine", "hi", "-n", "1")
     assert (done.returncode, done.stdout) == (3, "")
     assert "owner/repo:Q4_0" in done.stderr
