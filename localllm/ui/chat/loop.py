@@ -37,7 +37,10 @@ def _talk(chat: Chat, prompt: Prompt, terminal: Terminal) -> None:
     while True:
         try:
             chat.count_again()
-            text, files = prompt.read()
+            try:
+                text, files = prompt.read()
+            finally:
+                terminal.mark_pastes()
             if text.strip():
                 _turn(chat, text, files, terminal)
         except (EOFError, Leave):

@@ -17,6 +17,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.input import Input
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.keys import Keys
+from prompt_toolkit.layout.processors import TabsProcessor
 from prompt_toolkit.styles import Style
 
 from localllm.text.attachments import mentions
@@ -48,6 +49,7 @@ class Prompt:
             enable_open_in_editor=True,
             tempfile_suffix=".md",
             input=keys,
+            input_processors=[TabsProcessor(char1=" ", char2=" ")],
         )
 
     def read(self) -> tuple[str, list[str]]:

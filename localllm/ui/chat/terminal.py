@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,13 +36,23 @@ class Terminal:
         quiet = [*self._before]
         quiet[0] &= ~(termios.ICRNL | termios.INLCR | termios.IXON)
         quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
+        quiet[3] |= termios.NOFLSH  # Ctrl-C would take the end of what is being pasted away
         termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
         # What was typed while the model was loaded has been changed by the terminal: Enter came as Ctrl-J.
         store_typeahead(self.keys, [_as_enter(press) for press in self.keys.read_keys()])
         try:
             yield
         finally:
+            _mark_pastes(False)
             self._set(self._before)
+
+    def mark_pastes(self) -> None:
+        """Have the terminal mark what is pasted while an answer streams too, so that it stays one message.
+
+        A prompt ends with this switched off.
+        """
+        if self._watched:
+            _mark_pastes(True)
 
     @contextmanager
     def ordinary(self) -> Iterator[None]:
@@ -50,11 +61,13 @@ class Terminal:
             yield
             return
         present = termios.tcgetattr(sys.stdin.fileno())
+        _mark_pastes(False)
         self._set(self._before)
         try:
             yield
         finally:
             self._set(present)
+            _mark_pastes(True)
 
     def pressed(self, wanted: Keys) -> bool:
         """Whether a key was pressed since this was last asked (twice is never); the others wait for the prompt."""
@@ -72,6 +85,13 @@ class Terminal:
     def _set(self, attributes: Any) -> None:
         with suppress(termios.error):  # the terminal may have gone
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, attributes)
+
+
+def _mark_pastes(wanted: bool) -> None:
+    if os.environ.get("TERM") != "dumb":
+        with suppress(OSError):  # the terminal may have gone
+            sys.stdout.write(f"\x1b[?2004{'h' if wanted else 'l'}")
+            sys.stdout.flush()
 
 
 def _as_enter(press: KeyPress) -> KeyPress:

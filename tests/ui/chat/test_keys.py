@@ -113,6 +113,21 @@ def test_what_is_typed_during_an_answer_waits(home: Path, tmp_path: Path) -> Non
         chat.wait(lambda t: "short" in t and at_prompt(t))
 
 
+def test_what_is_pasted_during_an_answer_stays_one_message(home: Path, tmp_path: Path) -> None:
+    """The terminal marks a paste only where it was asked to, and a prompt that ends takes that back."""
+    with Chat(scripted(tmp_path, "a long answer " * 20, "short", seconds=0.003)) as chat:
+        chat.send("go\r")
+        chat.wait(lambda t: "answer a" in t)
+        assert chat.raw.rfind(b"\x1b[?2004h") > chat.raw.rfind(b"\x1b[?2004l")
+        chat.send("\x1b[200~one\r\ttwo\x1b[201~ and \x1b[200~" + "line\r" * 500 + "\x1b[201~\x03")
+        chat.wait(lambda t: "(stopped)" in t and "> one\n      two and [pasted 501 lines, #1]" in t)
+        chat.send("\x03")
+        chat.wait(at_prompt)
+        chat.send("\x04")
+        assert chat.exit_code() == 0
+        assert chat.raw.rfind(b"\x1b[?2004h") < chat.raw.rfind(b"\x1b[?2004l")
+
+
 @pytest.mark.slow
 def test_raw_plain_and_dumb(home: Path, tmp_path: Path) -> None:
     script = scripted(tmp_path, "plain **text**\n\x1b[2J")
