@@ -41,11 +41,12 @@ class Sequences(LlamaModel):
     """Raises EngineError and its children."""
 
     _batch: Any = None
+    _shared: Sequence[int] = ()  # what all sequences begin with, evaluated once
 
     def open_sequences(self, count: int, length: int) -> list[SequenceView]:
         """Make `count` sequences with room for `length` tokens each, in the place of those there were."""
         length = -(-length // CELLS) * CELLS
-        self._shared: list[int] = []
+        self._shared = []
         self._make_context(
             (count + 1) * length, n_batch=BATCH, n_seq_max=count + 1, n_outputs_max=count + 1, kv_unified=False
         )
@@ -59,7 +60,7 @@ class Sequences(LlamaModel):
         for view, number in zip(sorted(views, key=lambda view: len(view.waiting)), numbers, strict=True):
             if view.number != number:
                 view.number = number
-                view.prefill(self._shared[: view.held] + view.waiting)
+                view.prefill([*self._shared[: view.held], *view.waiting])
 
     def begin(self, number: int, tokens: Sequence[int]) -> int:
         """Empty a sequence, and give it what is shared if `tokens` begin so; returns how many tokens it has then."""

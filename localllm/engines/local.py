@@ -118,7 +118,7 @@ class LocalEngine(Prompter):
         limits = request.limits
         started = time.perf_counter()
         text = self.prompt(request.messages, request.reasoning)
-        self._refuse_the_hopeless(text, model)
+        self._refuse_the_hopeless(text)
         held = self.encode(text + request.prefill)
         length = len(held)
         matcher = self._matcher(request.constraint, request.prefill)
@@ -169,10 +169,11 @@ class LocalEngine(Prompter):
         yield from _chunks(pieces)
         yield Chunk(said, finish=finish, usage=usage, kind=kind, fulfilled=fulfilled)
 
-    def _refuse_the_hopeless(self, text: str, model: TokenModel) -> None:
+    def _refuse_the_hopeless(self, text: str) -> None:
         """Raise ContextOverflow where the longest tokens would be too many: a text of 16 MB takes half a minute to be
         made into ids, in native code that no signal ends."""
-        if model is self.model and len(text) > _HOPELESS * model.context:
+        model = self.model
+        if len(text) > _HOPELESS * model.context:
             longest = max(len(model.spelled(token)) for token in range(model.vocabulary_size))
             if (least := len(text) // max(longest, 1)) > model.context:
                 raise ContextOverflow(least, model.context, model.trained_context, exact=False)

@@ -49,6 +49,12 @@ class Recipe:
     limits: Limits
     constraint: Constraint | None = None
     reasoning: Reasoning = field(default_factory=Reasoning)
+    _made_with: str = field(init=False)  # what the rows' keys have in common
+
+    def __post_init__(self) -> None:
+        form = asdict(self.constraint) if self.constraint is not None else None
+        options = [asdict(self.sampling), asdict(self.limits), form, asdict(self.reasoning)]
+        object.__setattr__(self, "_made_with", key_of(self.model, self.prompt, self.system, options))
 
     def request(self, row: Row) -> Request:
         """Raises LocalLLMError where the row lacks something."""
@@ -58,9 +64,7 @@ class Recipe:
         return Request(messages, self.sampling, self.limits, self.constraint, reasoning=self.reasoning)
 
     def key(self, row: Row) -> str:
-        form = asdict(self.constraint) if self.constraint is not None else None
-        made_with = [asdict(self.sampling), asdict(self.limits), form, asdict(self.reasoning)]
-        return key_of(self.model, self.prompt, self.system, made_with, dict(row.fields))
+        return key_of(self._made_with, dict(row.fields))
 
     def _messages(self, fields: Mapping[str, Any]) -> tuple[Message, ...]:
         if self.prompt is not None:

@@ -72,6 +72,15 @@ def test_a_longer_one_gets_longer_caches_and_too_long_a_one_fails(model_path: Pa
     assert {key: text_of(found[key]) for key in alone} == alone
 
 
+def test_where_none_is_short_enough_all_fail(model_path: Path) -> None:
+    """No caches are made then; of what is hopeless no ids either."""
+    engine, answers = open_together("llama.cpp", model_path, OPTIONS, 2)
+    found = dict(answers([("long", ask("word " * 4000)), ("hopeless", ask("a" * 1_000_000))]))
+    engine.close()
+    assert all(isinstance(outcome, ContextOverflow) for outcome in found.values())
+    assert "at least" in str(found["hopeless"]) and "at least" not in str(found["long"])
+
+
 @pytest.mark.slow
 def test_an_answer_without_a_limit_has_the_whole_context(model_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is begun anew where the caches were made shorter; also where its beginning is then forgotten."""
