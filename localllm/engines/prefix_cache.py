@@ -78,7 +78,7 @@ class PrefixCache:
         for path in self._folder.glob(f"{_beginning(key, tokens)}-*.kv"):
             held = _read_tokens(path, key)
             if held is None:
-                path.unlink(missing_ok=True)
+                _discard(path)
             elif len(held) <= 4 * most and (same := _common(held, wanted)) >= reused + BLOCK:
                 candidates.append((-same, len(held), path))
         for *_, path in sorted(candidates):
@@ -86,7 +86,7 @@ class PrefixCache:
                 with suppress(OSError):
                     os.utime(path)
                 return found
-            path.unlink(missing_ok=True)
+            _discard(path)
         return None
 
     def find_chat(self, name: str, settings: str, most: int) -> Prefix | None:
@@ -199,6 +199,12 @@ def _write_private(path: Path, *parts: bytes | memoryview) -> None:
             file.write(part)
 
 
+def _discard(path: Path) -> None:
+    """Remove what is damaged or foreign; where that cannot be done, it is passed over every time."""
+    with suppress(OSError):
+        path.unlink()
+
+
 def entries(folder: Path) -> Iterator[Entry]:
     """The files of a cache, with what each says of itself."""
     for path in folder.glob("*.kv"):
@@ -214,8 +220,10 @@ def clear(folder: Path) -> int:
     """Remove every file of a cache; returns how many bytes that frees."""
     freed = 0
     for path in [*folder.glob("*.kv"), *folder.glob(".*.kv.*.part")]:
-        freed += path.stat().st_size
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process was first
+            size = path.stat().st_size
+            path.unlink()
+            freed += size
     return freed
 
 

@@ -147,6 +147,24 @@ def test_a_chat_is_found_by_its_name(tmp_path: Path) -> None:
     assert kept.find_chat("two/*", "s", MOST) is not None
 
 
+def test_damage_that_cannot_be_removed_is_passed_over(tmp_path: Path) -> None:
+    """As on a disk that is mounted for reading; as root in a test, a folder stands for it."""
+    kept = cache(tmp_path)
+    kept.save(TOKENS, "s", STATE)
+    path = only_file(tmp_path)
+    path.unlink()
+    path.mkdir()
+    assert kept.find(TOKENS, "s", 0, MOST) is None
+
+
+def test_two_processes_clear_it_at_once(tmp_path: Path) -> None:
+    """A link that leads nowhere is what a file is that another has just removed."""
+    cache(tmp_path).save(TOKENS, "s", STATE)
+    size = only_file(tmp_path).stat().st_size
+    (tmp_path / "a.kv").symlink_to(tmp_path / "none")
+    assert clear(tmp_path) == size
+
+
 def test_places_that_cannot_be_written_are_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     cache(tmp_path / "file").save(TOKENS, "s", STATE)
