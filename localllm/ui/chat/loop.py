@@ -37,10 +37,8 @@ def _talk(chat: Chat, prompt: Prompt, terminal: Terminal) -> None:
     while True:
         try:
             chat.count_again()
-            try:
+            with terminal.prompting():
                 text, files = prompt.read()
-            finally:
-                terminal.mark_pastes()
             if text.strip():
                 _turn(chat, text, files, terminal)
         except (EOFError, Leave):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ class Terminal:
         self.keys = keys
         self._watched = sys.platform != "win32" and sys.stdin.isatty()
         self._before: Any = None
+        self._quiet: Any = None  # the attributes while nobody else uses the terminal
 
     @contextmanager
     def quiet(self) -> Iterator[None]:
@@ -38,21 +40,30 @@ class Terminal:
         quiet[3] &= ~(termios.ECHO | termios.ICANON | termios.IEXTEN)
         quiet[3] |= termios.NOFLSH  # Ctrl-C would take the end of what is being pasted away
         termios.tcsetattr(descriptor, termios.TCSANOW, quiet)
+        self._quiet = quiet
+        before = signal.signal(signal.SIGCONT, self._continue)
         # What was typed while the model was loaded has been changed by the terminal: Enter came as Ctrl-J.
         store_typeahead(self.keys, [_as_enter(press) for press in self.keys.read_keys()])
         try:
             yield
         finally:
+            signal.signal(signal.SIGCONT, before)
             _mark_pastes(False)
             self._set(self._before)
 
-    def mark_pastes(self) -> None:
-        """Have the terminal mark what is pasted while an answer streams too, so that it stays one message.
+    @contextmanager
+    def prompting(self) -> Iterator[None]:
+        """While it is open a prompt has the terminal in its own way.
 
-        A prompt ends with this switched off.
+        It ends with the marks of pastes switched off; what is pasted while an answer streams is one message too.
         """
-        if self._watched:
-            _mark_pastes(True)
+        quiet, self._quiet = self._quiet, None
+        try:
+            yield
+        finally:
+            self._quiet = quiet
+            if self._watched:
+                _mark_pastes(True)
 
     @contextmanager
     def ordinary(self) -> Iterator[None]:
@@ -61,13 +72,13 @@ class Terminal:
             yield
             return
         present = termios.tcgetattr(sys.stdin.fileno())
-        _mark_pastes(False)
-        self._set(self._before)
-        try:
-            yield
-        finally:
-            self._set(present)
-            _mark_pastes(True)
+        with self.prompting():
+            _mark_pastes(False)
+            self._set(self._before)
+            try:
+                yield
+            finally:
+                self._set(present)
 
     def pressed(self, wanted: Keys) -> bool:
         """Whether a key was pressed since this was last asked (twice is never); the others wait for the prompt."""
@@ -82,6 +93,12 @@ class Terminal:
         if self._watched:
             store_typeahead(self.keys, self.keys.flush_keys())
 
+    def _continue(self, _number: int, _frame: Any) -> None:
+        """After Ctrl-Z and fg: the shell has the terminal as it likes it."""
+        if self._quiet is not None:
+            self._set(self._quiet)
+            _mark_pastes(True)
+
     def _set(self, attributes: Any) -> None:
         with suppress(termios.error):  # the terminal may have gone
             termios.tcsetattr(sys.stdin.fileno(), termios.TCSANOW, attributes)
@@ -90,8 +107,7 @@ class Terminal:
 def _mark_pastes(wanted: bool) -> None:
     if os.environ.get("TERM") != "dumb":
         with suppress(OSError):  # the terminal may have gone
-            sys.stdout.write(f"\x1b[?2004{'h' if wanted else 'l'}")
-            sys.stdout.flush()
+            os.write(sys.stdout.fileno(), b"\x1b[?2004h" if wanted else b"\x1b[?2004l")
 
 
 def _as_enter(press: KeyPress) -> KeyPress:

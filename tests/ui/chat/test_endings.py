@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import termios
 import time
 from pathlib import Path
 
@@ -30,6 +31,26 @@ def test_ctrl_c(home: Path, tmp_path: Path) -> None:
         assert re.search(r"context █+░* [1-9]\d+/", chat.text.splitlines()[-1])  # the bar counts what was said
         assert "a long answer" in chat.say("/branch")
         assert chat.say("and on") == "short"
+
+
+@pytest.mark.slow
+def test_ctrl_z_and_fg_during_an_answer(home: Path, tmp_path: Path) -> None:
+    """A shell sets the terminal as it likes it while a job is stopped; whoever goes on has to set it again."""
+    with Chat(scripted(tmp_path, LONG, "short", seconds=0.005)) as chat:
+        chat.send("go\r")
+        chat.wait(lambda t: "answer a" in t)
+        os.kill(chat.process.pid, signal.SIGSTOP)
+        quiet = termios.tcgetattr(chat._master)
+        shell = [*quiet]
+        shell[3] |= termios.ECHO | termios.ICANON
+        termios.tcsetattr(chat._master, termios.TCSANOW, shell)
+        begin = len(chat.raw)
+        os.kill(chat.process.pid, signal.SIGCONT)
+        chat.wait(lambda _: b"\x1b[?2004h" in chat.raw[begin:])
+        assert termios.tcgetattr(chat._master) == quiet
+        chat.send("typed\x03")
+        text = chat.wait(lambda t: "(stopped)" in t and "> typed" in t, 10)
+        assert "^C" not in text
 
 
 @pytest.mark.slow
