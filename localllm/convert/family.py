@@ -41,6 +41,8 @@ class Family:
     defaults: ClassVar[Mapping[str, Any]] = {}
     # The activations that llama.cpp computes for the family.
     activations: ClassVar[Set[str]] = {"silu", "swish"}
+    # Whether a token sees none of those after it.
+    causal: ClassVar[bool] = True
     # The kinds of RoPE that can be told in its GGUF.
     ropes: ClassVar[Set[str]] = {"default", "linear", "yarn"}
     # Part of a tensor's name -> the order its rows take.
@@ -69,6 +71,8 @@ class Family:
         name = next((n for n in ("hidden_activation", "hidden_act", "activation_function") if c.has(n)), "")
         if name:
             c.require(name, c.get(name), self.activations, "llama.cpp computes the family with another activation")
+        sees = "no token" if self.causal else "every token"
+        c.require("is_causal", c.get("is_causal"), (None, self.causal), f"llama.cpp lets {sees} see those after it")
         c.require("RoPE type", c.rope.kind, self.ropes, f"only {', '.join(sorted(self.ropes))} can be told in a GGUF")
 
     def metadata(self) -> dict[str, Value]:

@@ -10,6 +10,7 @@ class Bert(Family):
     names = {"BertModel", "BertForMaskedLM"}
     defaults = {"max_position_embeddings": 512, "layer_norm_eps": 1e-12, "type_vocab_size": 2}
     activations = {"gelu"}
+    causal = False
     ropes = {"default"}
     renamed = {".gamma": ".weight", ".beta": ".bias"}
     dropped = ("pooler.dense.weight", "pooler.dense.bias")

@@ -61,6 +61,9 @@ class Gemma3(Gemma2):
         super().check()
         why = "llama.cpp has no cap on Gemma 3's attention"
         self.config.require("attn_logit_softcapping", self.config.get("attn_logit_softcapping"), (None,), why)
+        why = "llama.cpp lets no token see those after it"
+        both = "use_bidirectional_attention"
+        self.config.require(both, self.config.get(both), (None, False), why)
         if self.config.has("vision_config"):
             self.notices.append("its vision part is left out")
 
