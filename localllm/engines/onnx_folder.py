@@ -14,6 +14,8 @@ from typing import Any
 from localllm.engines.onnx_tokenizer import read_json
 from localllm.errors import BadModelFile, ModelNotFound
 
+_NAMES = ("model.onnx", "decoder_model_merged.onnx")  # the latter with a branch for prompts and one for tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Folder:
@@ -71,7 +73,7 @@ def _model_file(path: Path) -> Path:
         raise ModelNotFound(f"no such file: {path}", "give the path of an .onnx file or its folder")
     named = _table(_table(read_json(path / "genai_config.json").get("model")).get("decoder")).get("filename")
     candidates = [path / named] if isinstance(named, str) and "/" not in named and "\\" not in named else []
-    candidates += [path / "model.onnx", path / "onnx" / "model.onnx"]
+    candidates += [place / name for name in _NAMES for place in (path, path / "onnx")]
     for candidate in candidates:
         if candidate.is_file():
             return candidate

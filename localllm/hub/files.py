@@ -7,7 +7,7 @@ Pure, and the same for a listing from the Hub and for a folder on this disk. Fil
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
@@ -244,7 +244,7 @@ def _onnx(known: dict[str, RepoFile]) -> list[Variant]:
     found = []
     for path, file in known.items():
         pure = PurePosixPath(path)
-        if pure.suffix.lower() != ".onnx":
+        if pure.suffix.lower() != ".onnx" or _is_half(pure, known):
             continue
         folder = "" if str(pure.parent) == "." else f"{pure.parent}/"
         data = [f for p, f in known.items() if p != path and p.startswith((path + "_data", path + ".data"))]
@@ -257,6 +257,15 @@ def _onnx(known: dict[str, RepoFile]) -> list[Variant]:
             quant = next(iter(_ONNX_QUANT.findall(folder.lower())), "")
         found.append(Variant(quant, "onnx", (file, *data), tuple(extra)))
     return found
+
+
+def _is_half(path: PurePosixPath, known: Collection[str]) -> bool:
+    """Whether a model is one for the prompt alone or for single tokens alone, with one for both beside it.
+
+    Optimum of some years ago exported decoders in these three ways at once.
+    """
+    both = re.sub(r"^decoder(_with_past)?_model(?!_merged)", "decoder_model_merged", path.name)
+    return both != path.name and str(path.with_name(both)) in known
 
 
 def _companions(known: dict[str, RepoFile], folder: str, names: re.Pattern[str]) -> list[RepoFile]:

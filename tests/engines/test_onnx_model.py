@@ -129,6 +129,47 @@ def test_a_graph_without_a_cache_takes_a_prompt_at_once(tmp_path: Path, monkeypa
     assert steps == [len(PROMPT)]
 
 
+def in_two_branches(path: Path) -> Path:
+    """The model with `use_cache_branch`: one branch goes on from the caches, the other does not look at them."""
+    model = onnx.load(path)
+    graph = model.graph
+    outputs = [value.name for value in graph.output]
+    pasts = [value.name for value in graph.input if value.name.startswith("past")]
+    empty = np.zeros((1, tiny_onnx.KV_HEADS, 0, tiny_onnx.HEAD), np.float32)
+    graph.initializer.extend(onnx.numpy_helper.from_array(empty, f"no {name}") for name in pasts)
+    branches = []
+    for branch in ("then", "else"):
+        names = {name: f"no {name}" for name in pasts} if branch == "else" else {}
+        names |= {name: f"{branch} {name}" for node in graph.node for name in node.output}
+        made = onnx.GraphProto(name=branch, node=graph.node, output=graph.output)
+        for node in made.node:
+            node.input[:] = [names.get(name, name) for name in node.input]
+            node.output[:] = [names[name] for name in node.output]
+        for value in made.output:
+            value.name = names[value.name]
+        branches.append(made)
+    del graph.node[:]
+    node = onnx.helper.make_node("If", ["flag"], outputs, then_branch=branches[0], else_branch=branches[1])
+    graph.node.extend([onnx.helper.make_node("Squeeze", ["use_cache_branch"], ["flag"]), node])
+    graph.input.append(onnx.helper.make_tensor_value_info("use_cache_branch", onnx.TensorProto.BOOL, [1]))
+    merged = path.with_name("decoder_model_merged.onnx")
+    onnx.save(model, merged)
+    path.unlink()
+    return merged
+
+
+def test_a_graph_with_a_branch_for_prompts_and_one_for_tokens(tmp_path: Path) -> None:
+    plain = tiny_onnx.write(tmp_path / "plain", "optimum", positions=True)
+    merged = in_two_branches(tiny_onnx.write(tmp_path / "merged", "optimum", positions=True))
+    assert read_folder(tmp_path / "merged").model == merged
+    ours = opened(tmp_path / "merged")
+    for tokens in (PROMPT[:300], PROMPT[:310], [*PROMPT[:305], 70, 71], PROMPT[5:30]):
+        ours.prefill(tokens)
+        np.testing.assert_allclose(ours.logits(), whole(plain, tokens), atol=2e-4)
+        ours.feed(72)
+        np.testing.assert_allclose(ours.logits(), whole(plain, [*tokens, 72]), atol=2e-4)
+
+
 def test_logits_are_computed_for_one_position(tmp_path: Path) -> None:
     model = opened(tiny_onnx.write(tmp_path, "genai"))
     model.prefill(PROMPT[:30])

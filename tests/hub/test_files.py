@@ -103,6 +103,19 @@ def test_what_transformers_js_calls_its_types(quant: str, path: str | None) -> N
     assert [v.path for v in chosen] == ([path] if path else [])
 
 
+def test_decoders_in_three_exports_at_once() -> None:
+    """What takes prompts alone, or single tokens alone, can hold no conversation."""
+    parts = ("decoder_model", "decoder_with_past_model", "decoder_model_merged")
+    names = [f"onnx/{part}{end}.onnx" for part in parts for end in ("", "_quantized")]
+    found = variants(listing(*names, "onnx/decoder_model_fp16.onnx"))
+    assert {v.quant: v.path for v in found} == {
+        "f32": "onnx/decoder_model_merged.onnx",
+        "int8": "onnx/decoder_model_merged_quantized.onnx",
+        "f16": "onnx/decoder_model_fp16.onnx",
+    }
+    assert [v.path for v in select(found, "q8", "")] == ["onnx/decoder_model_merged_quantized.onnx"]
+
+
 def test_the_best_that_fits_is_no_more_than_eight_bits() -> None:
     found = variants(listing("m-Q2_K.gguf", "m-Q4_0.gguf", "m-Q6_K.gguf", "m-Q8_0.gguf", "m-F16.gguf"))
 
