@@ -101,9 +101,21 @@ def find(reference: Reference, *, whole: bool = True) -> Installed | None:
         return _in_hub_cache(reference)
     if (own := _own(reference, whole=whole)) is not None:
         return own
-    entry = catalogue.get(reference)
+    entry = _entry(reference)
     path_ = installed(entry)
     return None if path_ is None else _of_entry(entry, path_)
+
+
+def _entry(name: ModelName) -> Entry:
+    """The catalogue's. Raises ModelNotFound, which names what is nearly called so: first of the user's own names."""
+    try:
+        return catalogue.get(name)
+    except ModelNotFound as error:
+        from difflib import get_close_matches
+
+        own = [*(m.name for _, m in local.manifests(models_directory())), *local.read_aliases(data_directory())]
+        near = get_close_matches(str(name), own, 3)
+        raise ModelNotFound(str(error), f"did you mean {' or '.join(near)}?" if near else error.hint) from None
 
 
 def locate(reference: Reference) -> Path | None:

