@@ -31,9 +31,17 @@ def run(chat: Chat, line: str) -> Result:
     known = commands()
     command = known.get(word.lower())
     if command is None:
-        near = difflib.get_close_matches(word.lower(), known, 1, 0.5)
-        raise UsageError(f"there is no {word}", f"{near[0]}? /help lists them all" if near else "/help lists them all")
+        near = _nearest(word[1:].lower())
+        raise UsageError(f"there is no {word}", f"/{near}? /help lists them all" if near else "/help lists them all")
+    if rest.strip() and " " not in command.usage:  # "/forget the second answer" is no wish to forget everything
+        raise UsageError(f"{command.name} takes nothing after it, so nothing was done", command.help)
     return command.run(chat, rest.strip())
+
+
+def _nearest(word: str) -> str:
+    """The command that is meant by another program's name for it, or by one that is written nearly so; or ""."""
+    names = [name[1:] for name in commands()]
+    return _ELSEWHERE.get(word) or "".join(difflib.get_close_matches(word, names, 1, 0.6))
 
 
 def _help(chat: Chat, name: str) -> str:
@@ -64,6 +72,14 @@ def _command_names(_: Chat, __: str) -> Candidates:
     return ((name[1:], command.help) for name, command in commands().items())
 
 
+_ELSEWHERE = {
+    "exit": "bye",
+    "quit": "bye",
+    "new": "clear",
+    "reset": "clear",
+    "redo": "regen",
+    "retry": "regen",
+}
 KEYS = (
     ("Enter", "send; in /multiline a new line, and Alt-Enter sends"),
     ("Alt-Enter", 'a new line; so does Ctrl-J, and a block between two """'),

@@ -158,6 +158,22 @@ def test_forget_names_the_history_where_that_had_it(history: History, tmp_path: 
     assert "(/history has it)" in str(table.run(chat, "/clear"))
 
 
+def test_a_command_with_more_than_it_takes_does_nothing(history: History, tmp_path: Path) -> None:
+    chat = chat_about(talk(history, tmp_path, "one"), history)
+    for line in ("/forget what I said first", "/clear all", "/undo 2", "/bye for now"):
+        with pytest.raises(UsageError, match=f"{line.split()[0]} takes nothing after it, so nothing was done"):
+            table.run(chat, line)
+    assert len(chat.conversation.turns) == 2 and history.records()
+
+
+def test_an_unknown_command_names_the_one_that_is_meant(history: History, tmp_path: Path) -> None:
+    chat = chat_about(talk(history, tmp_path, "one"), history)
+    for word, meant in (("retry", "/regen?"), ("quit", "/bye?"), ("Contxt", "/context?"), ("image", ""), ("", "")):
+        with pytest.raises(UsageError) as caught:
+            table.run(chat, f"/{word}")
+        assert caught.value.hint == f"{meant} /help lists them all".strip()
+
+
 def test_the_list_of_commands_fits_into_80_columns() -> None:
     usage = max(len(command.usage) for command in table.commands().values())
     for command in table.commands().values():
