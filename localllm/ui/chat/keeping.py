@@ -64,7 +64,7 @@ def _file(chat: Chat, names: str) -> str:
 
 
 def _described(file: Attachment) -> str:
-    lines = file.text.count("\n") + 1
+    lines = len(file.text.split("\n")) - file.text.endswith("\n")
     return f"{file.name} ({lines} line{'s' * (lines != 1)})"
 
 
@@ -106,7 +106,7 @@ def _export(chat: Chat, name: str) -> str:
 def _load(chat: Chat, name: str) -> str:
     if not name:
         raise UsageError("/load FILE.json or the begin of an id", "/history lists them")
-    path = Path(name).expanduser()
+    path = _path(name)
     if chat.history is not None and not path.exists():
         take_up(chat, chat.history.find(name))
     else:
@@ -131,10 +131,16 @@ def _read(path: Path) -> object:
         ) from None
 
 
+def _path(name: str) -> Path:
+    """A file's name may hold spaces, and may stand in quotes, as /file wants it then."""
+    quoted = len(name) > 2 and name[0] == name[-1] and name[0] in "'\""
+    return Path(name[1:-1] if quoted else name).expanduser()
+
+
 def _target(name: str, usage: str) -> Path:
     if not name:
         raise UsageError(usage)
-    path = Path(name).expanduser()
+    path = _path(name)
     if path.exists():
         raise UsageError(f"{path} exists", "name a new file")
     if not path.parent.is_dir():

@@ -158,6 +158,18 @@ def test_forget_names_the_history_where_that_had_it(history: History, tmp_path: 
     assert "(/history has it)" in str(table.run(chat, "/clear"))
 
 
+@pytest.mark.parametrize("form", ["{}", "'{}'", '"{}"'])
+def test_a_file_s_name_may_hold_spaces_and_stand_in_quotes(history: History, tmp_path: Path, form: str) -> None:
+    chat = chat_about(talk(history, tmp_path, "one"), history)
+    for command, ending in (("/save", ".json"), ("/export", ".md")):
+        path = tmp_path / f"two words{ending}"
+        assert str(path) in str(table.run(chat, f"{command} {form.format(path)}"))
+        assert path.is_file()
+    assert table.run(chat, f"/load {form.format(tmp_path / 'two words.json')}") == ""
+    (tmp_path / "three lines.txt").write_text("1\n2\n3\n")
+    assert "three lines.txt (3 lines)" in str(table.run(chat, f"/file '{tmp_path / 'three lines.txt'}'"))
+
+
 def test_a_command_with_more_than_it_takes_does_nothing(history: History, tmp_path: Path) -> None:
     chat = chat_about(talk(history, tmp_path, "one"), history)
     for line in ("/forget what I said first", "/clear all", "/undo 2", "/bye for now"):
