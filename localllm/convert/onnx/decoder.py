@@ -99,6 +99,11 @@ def read(architecture: str, table: Mapping[str, Any], vocabulary: int, window: i
     head = values.number("attention.key_length", shape.width // heads)
     if values.number("attention.value_length", head) != head:
         raise _bad("its keys and values differ in length")
+    if head % 8:
+        raise _bad(f"its heads have {head} elements, and ONNX Runtime's attention takes multiples of 8")
+    kv_heads = values.number("attention.head_count_kv", heads)
+    if heads % kv_heads:
+        raise _bad(f"its {heads} heads cannot share {kv_heads} of keys and values")
     context = values.number("context_length")
     if not 0 < context <= _MAX_CONTEXT:
         raise _bad(f"its context is {context} tokens")
@@ -108,7 +113,7 @@ def read(architecture: str, table: Mapping[str, Any], vocabulary: int, window: i
     step = _WITHOUT_POSITIONS.get(architecture, shape.layers + 1)
     big = shape.layers == _BIG.get(architecture)
     return Decoder(
-        architecture, shape.width, heads, values.number("attention.head_count_kv", heads), head,
+        architecture, shape.width, heads, kv_heads, head,
         values.number("feed_forward_length"), vocabulary, context,
         number(table, "attention.layer_norm_rms_epsilon", _EPSILON),
         (shape.width // heads if big else head) ** -0.5,

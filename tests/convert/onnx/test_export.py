@@ -216,7 +216,9 @@ def broken(model: Path, target: Path, old: bytes, new: bytes) -> Path:
         (b"blk.1.ffn_norm.weight", b"blk.9.ffn_norm.weight", "lacks the tensor 'blk.1.ffn_norm.weight'"),
         (b"llama.rope.scaling.type\x08\0\0\0\x06\0\0\0\0\0\0\0linear", b"llama.rope.scaling.type\x08\0\0\0\x06\0\0\0\0\0\0\0cubist",
          "rope.scaling.type is 'cubist'"),
-        (b"llama.attention.head_count\x04\0\0\0\x04", b"llama.attention.head_count\x04\0\0\0\x05", "has the shape"),
+        (b"llama.attention.head_count\x04\0\0\0\x04", b"llama.attention.head_count\x04\0\0\0\x08", "has the shape"),
+        (b"llama.attention.head_count_kv\x04\0\0\0\x02", b"llama.attention.head_count_kv\x04\0\0\0\x03",
+         "4 heads cannot share 3"),
         (b"llama.embedding_length\x04\0\0\0\x40", b"llama.embedding_length\x04\0\0\0\x20", "has the shape"),
         (b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenX", "has no vocabulary"),
     ],
@@ -234,6 +236,15 @@ def test_a_truncated_one_and_none(model: Path, tmp_path: Path) -> None:
     for name, message in (("short.gguf", "truncated"), ("none.gguf", "no such file"), (".", "no checkpoint")):
         done = localllm("convert", str(tmp_path / name), "--to", "onnx", "-o", str(tmp_path / "out"))
         assert done.returncode in (1, 3) and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_heads_that_the_attention_does_not_take(tmp_path: Path) -> None:
+    """ONNX Runtime opens such a graph, and says so at the first token."""
+    config = {**checkpoints.case("llama-tied-linear")["config"], "head_dim": 20}
+    with pytest.raises(
+        BadModelFile, match="its heads have 20 elements, and ONNX Runtime's attention takes multiples of 8"
+    ):
+        export.plan(checkpoints.write(tmp_path, "llama-tied-linear", config=config))
 
 
 def test_types_that_no_block_holds(tmp_path: Path) -> None:
