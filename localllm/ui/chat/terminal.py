@@ -77,6 +77,9 @@ class Terminal:
             self._set(self._before)
             try:
                 yield
+            except KeyboardInterrupt:
+                _write(b"\n")  # behind the ^C, which the terminal shows here
+                raise
             finally:
                 self._set(present)
 
@@ -106,8 +109,12 @@ class Terminal:
 
 def _mark_pastes(wanted: bool) -> None:
     if os.environ.get("TERM") != "dumb":
-        with suppress(OSError):  # the terminal may have gone
-            os.write(sys.stdout.fileno(), b"\x1b[?2004h" if wanted else b"\x1b[?2004l")
+        _write(b"\x1b[?2004h" if wanted else b"\x1b[?2004l")
+
+
+def _write(data: bytes) -> None:
+    with suppress(OSError):  # the terminal may have gone
+        os.write(sys.stdout.fileno(), data)
 
 
 def _as_enter(press: KeyPress) -> KeyPress:

@@ -34,6 +34,16 @@ def test_ctrl_c(home: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_ctrl_c_at_a_question_keeps_the_model(home: Path, tmp_path: Path) -> None:
+    with Chat(scripted(tmp_path, "heard")) as chat:
+        chat.send("/model qwen3:4b\r")
+        chat.wait(lambda t: "Fetch it? [Y/n]" in t)
+        chat.send("\x03")
+        chat.wait(lambda t: "\n(stopped)\n" in t and at_prompt(t))
+        assert chat.say("still here?") == "heard"
+
+
+@pytest.mark.slow
 def test_ctrl_z_and_fg_during_an_answer(home: Path, tmp_path: Path) -> None:
     """A shell sets the terminal as it likes it while a job is stopped; whoever goes on has to set it again."""
     with Chat(scripted(tmp_path, LONG, "short", seconds=0.005)) as chat:
