@@ -17,7 +17,7 @@ from localllm.commands._options import (
     YesOption,
     with_options,
 )
-from localllm.errors import UsageError
+from localllm.errors import ModelNotFound, UsageError
 from localllm.types import CacheOptions, ChatOptions, EngineOptions, Guessing, Keeping, Limits, Reasoning, Sampling
 
 if TYPE_CHECKING:
@@ -91,7 +91,13 @@ def open_chat(
     def open_model(name: str | None, given: Mapping[str, Any]) -> Session:
         return open_session(name, engine, yes=yes, verbose=verbose, given=given, advice=advice(prompt))
 
-    session = open_model(name, given)
+    try:
+        session = open_model(name, given)
+    except ModelNotFound as error:
+        if resumed is None or not same_model:
+            raise
+        again = "--continue" if last else f"--resume {resumed.record.id[:6]}"
+        raise ModelNotFound(str(error), f"localllm chat {again} -m MODEL goes on with another one") from None
 
     def settled(today: Options) -> Options:
         return resumed.settle(today, given) if resumed and same_model else today

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command import localllm
+from tests.support.command import Terminal, localllm
 from tests.ui.chat.support import Chat, at_prompt, scripted
 
 THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}<think></think>"
@@ -214,6 +214,21 @@ def test_a_conversation_is_taken_up_again(home: Path, tmp_path: Path) -> None:
         chat.say("/forget")
         assert "dogs" not in chat.say("/history")
     assert "cats" in localllm("history", "list").stdout
+
+
+@pytest.mark.slow
+def test_a_conversation_whose_model_has_gone_goes_on_with_another(home: Path, tmp_path: Path) -> None:
+    script = scripted(tmp_path, "first")
+    with Chat(script) as chat:
+        chat.say("about dogs")
+        chat.send("\x04")
+        assert chat.exit_code() == 0
+    other = script.rename(tmp_path / "other")
+    with Terminal("chat", "--engine", "fake", "--continue", columns=300) as terminal:
+        assert terminal.exit_code() == 3
+        assert "(localllm chat --continue -m MODEL goes on with another one)" in terminal.text
+    with Chat(other, "--continue") as chat:
+        assert "> about dogs\nfirst" in chat.text
 
 
 def test_a_conversation_that_was_all_taken_back_is_gone_on_with_only_where_there_is_no_other(
