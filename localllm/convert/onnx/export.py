@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from localllm.convert.architectures import family_of
 from localllm.convert.checkpoint import open_checkpoint
 from localllm.convert.onnx import beside, decoder, rope, weights
-from localllm.convert.onnx.weights import FLOATS, DataFile, Report, Tensor
-from localllm.errors import LocalLLMError, UsageError
+from localllm.convert.onnx.weights import FLOATS, WIDENED, DataFile, Report, Tensor
+from localllm.errors import BadModelFile, LocalLLMError, UsageError
 from localllm.formats.gguf import read_shards
 from localllm.whole import replacing_folder
 
@@ -119,7 +119,12 @@ def _build(
 
 
 def _recoded(tensor: Tensor, quant: str) -> Tensor:
-    """A tensor in the type that was asked for. Raises UsageError where it would be quantized twice."""
+    """A tensor in the type that was asked for. Raises UsageError where it would be quantized twice, BadModelFile."""
+    if tensor.type in WIDENED and quant not in ("f16", "f32"):
+        raise BadModelFile(
+            f"the tensor {tensor.name!r} is of the type {tensor.type}, which ONNX Runtime's blocks cannot hold",
+            "--quant f32 or f16 keeps what it stands for; a file of another type stays small",
+        )
     if quant == "auto" or len(tensor.shape) < 2:
         return tensor
     if quant not in _QUANTIZED:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
 
 FLOATS = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+# Types that ONNX Runtime's blocks cannot hold, and floats can.
+WIDENED = {"IQ1_M", "IQ1_S", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ3_S", "IQ3_XXS", "TQ1_0", "TQ2_0"}
 _ALIGNMENT = 4096  # so that a file mapped into memory is used in place
 Report = Callable[[int, int], None]
 
@@ -89,9 +91,9 @@ def of_header(header: gguf.Header) -> dict[str, Tensor]:
 
 
 def _stored(path: Path, tensor: gguf.Tensor) -> Tensor:
-    if tensor.type not in FLOATS and tensor.type not in LAYOUTS:
+    if not (tensor.type in FLOATS or tensor.type in LAYOUTS or tensor.type in WIDENED):
         raise BadModelFile(
-            f"{path}: the tensor {tensor.name!r} is of the type {tensor.type}, which ONNX Runtime's blocks cannot hold",
+            f"{path}: the tensor {tensor.name!r} is of the type {tensor.type}, which no graph can hold",
             "export a file of another type, or the original checkpoint",
         )
     shape = tuple(reversed(tensor.shape))

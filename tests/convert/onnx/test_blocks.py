@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -13,8 +14,9 @@ import pytest
 
 from localllm.convert.onnx.blocks import LAYOUTS, pack, unpack
 from localllm.convert.onnx.builder import DATA, Builder, save
-from localllm.convert.onnx.weights import DataFile, Tensor
+from localllm.convert.onnx.weights import WIDENED, DataFile, Tensor, of_header
 from localllm.formats.gguf import TENSOR_TYPES, TYPE_IDS
+from localllm.formats.gguf import Tensor as Stored
 
 ROWS, COLUMNS = 24, 512
 # Where a block has numbers in float16, which random bytes would make infinite.
@@ -71,3 +73,16 @@ def test_products_and_rows(kind: str, tmp_path: Path) -> None:
     assert np.abs(rows[0] - expected[[5, 0, 23, 5]]).max() <= 1e-6 * np.abs(expected).max()
     exact = inputs[0].astype(np.float64) @ expected.T.astype(np.float64)
     assert np.abs(product[0] - exact).max() <= 1e-5 * (np.abs(inputs[0]) @ np.abs(expected.T)).max()
+
+
+@pytest.mark.parametrize("kind", sorted(WIDENED))
+def test_types_that_no_block_holds_become_floats(kind: str, tmp_path: Path) -> None:
+    """Small bytes, so that no scale is infinite."""
+    block, size = TENSOR_TYPES[TYPE_IDS[kind]][1:]
+    data = np.random.RandomState(5).randint(0, 60, (ROWS, size)).astype(np.uint8)
+    path = tmp_path / "blocks"
+    path.write_bytes(data.tobytes())
+    header = SimpleNamespace(path=path, tensors=[Stored("a.weight", (block, ROWS), kind, 0, data.size)])
+    whole = of_header(header)["a.weight"].as_type("F32").whole()
+    assert np.array_equal(whole, gguf.quants.dequantize(data, gguf.GGMLQuantizationType[kind]))
+    assert np.isfinite(whole).all() and np.abs(whole).max() > 0

@@ -257,8 +257,14 @@ def test_types_that_no_block_holds(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     rows = [tensor("token_embd.weight", (256, 4), 16, 0)]
     path.write_bytes(content([pair("general.architecture", STRING, "llama"), *metadata], rows, data=4 * 66))
-    with pytest.raises(BadModelFile, match="is of the type IQ2_XXS, which ONNX Runtime's blocks cannot hold"):
-        export.plan(path)
+    for quant in ("auto", "q4"):
+        with pytest.raises(
+            BadModelFile, match="is of the type IQ2_XXS, which ONNX Runtime's blocks cannot hold"
+        ) as caught:
+            export.plan(path, quant)
+        assert "--quant f32" in caught.value.hint
+    with pytest.raises(BadModelFile, match="lacks the tensor"):  # it is the others that are missing
+        export.plan(path, "f32")
 
 
 def test_a_model_in_shards(model: Path, tmp_path: Path) -> None:
