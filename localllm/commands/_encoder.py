@@ -41,7 +41,9 @@ def _at_least_one(lines: Iterator[str], place: str) -> Iterator[str]:
     first = next(lines, None)
     if first is None:
         raise UsageError(f"there is no text: {place} is empty", "a line of it is a text")
-    return chain([first], lines)
+    from localllm.engines.interrupt import waiting
+
+    return chain([first], waiting(lines))
 
 
 def _lines(source: IO[bytes], place: str) -> Iterator[str]:

@@ -141,13 +141,14 @@ def _open(
 
 
 def _rows(source: Path, kind: Format) -> Iterator[Row]:
+    from localllm.engines.interrupt import waiting
     from localllm.jobs.rows import open_input, read_rows
 
     if str(source) == "-":
-        yield from read_rows(TextIOWrapper(sys.stdin.buffer, "utf-8-sig", "surrogateescape", ""), kind)
+        yield from waiting(read_rows(TextIOWrapper(sys.stdin.buffer, "utf-8-sig", "surrogateescape", ""), kind))
         return
     with open_input(source) as file:
-        yield from read_rows(file, kind)
+        yield from waiting(read_rows(file, kind))
 
 
 def _count_pending(source: Path, kind: Format, recipe: Recipe, results: Output) -> int:

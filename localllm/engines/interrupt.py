@@ -15,13 +15,37 @@ import signal
 import socket
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGALRM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)
 ]
+
+
+# The signals that came and were not acted on, for each `abort_on_interrupt` that is open; and whether the main thread
+# waits for input, where no native code is that could be told.
+_unheeded: list[list[int]] = []
+_waiting: list[object] = []
+
+
+def waiting(source: Iterable[T]) -> Iterator[T]:
+    """The items of a source that may keep the main thread waiting, such as a pipe: a signal ends the wait at once."""
+    items = iter(source)
+    while True:
+        _waiting.append(items)
+        try:
+            if any(_unheeded):
+                raise KeyboardInterrupt  # `abort_on_interrupt` makes of it what the signal means
+            item = next(items)
+        except StopIteration:
+            return
+        finally:
+            _waiting.pop()
+        yield item
 
 
 class Flag(ABC):
@@ -75,8 +99,9 @@ class AbortFlag(Flag):
 def abort_on_interrupt(flag: Flag) -> Iterator[None]:
     """While this runs in the main thread, a signal that has a handler puts the flag up at once.
 
-    The handler is called at the end, or when a second signal comes; it raises. A flag that nobody acted on does so
-    too: no Ctrl-C is lost. In another thread this does nothing: signals are the main thread's.
+    The handler is called at the end, at once where input is waited for, or when a second signal comes; it raises. A
+    flag that nobody acted on does so too: no Ctrl-C is lost. In another thread this does nothing: signals are the main
+    thread's.
     """
     flag.take_down()
     if threading.current_thread() is not threading.main_thread():
@@ -95,7 +120,7 @@ def abort_on_interrupt(flag: Flag) -> Iterator[None]:
     def handle(number: int, _frame: Any) -> None:
         came.append(number)
         flag.put_up()
-        if len(came) > 1:
+        if len(came) > 1 or _waiting:
             end()
 
     reader, writer = socket.socketpair()
@@ -106,6 +131,7 @@ def abort_on_interrupt(flag: Flag) -> Iterator[None]:
     previous_descriptor = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     watcher = threading.Thread(target=_watch, args=(reader, flag, held), daemon=True)
     watcher.start()
+    _unheeded.append(came)
     try:
         yield
         if came:
@@ -115,6 +141,7 @@ def abort_on_interrupt(flag: Flag) -> Iterator[None]:
             end()
         raise
     finally:
+        _unheeded.pop()
         signal.set_wakeup_fd(previous_descriptor)
         for number in held:
             signal.signal(number, handlers[number])

@@ -222,6 +222,22 @@ def test_killed_and_begun_again(tmp_path: Path, model_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_while_it_waits_for_rows(number: int, code: int, model_path: Path) -> None:
+    """The first one: from a pipe that stays open, rows may never come."""
+    words = [*COMMAND, "batch", "-", "-m", str(model_path), "-n", "2", "--parallel", "2"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin and process.stdout and process.stderr
+        process.stdin.write(b"one\ntwo\n")
+        process.stdin.flush()
+        first = process.stdout.readline()
+        time.sleep(0.5)
+        process.send_signal(number)
+        assert process.wait(timeout=30) == code
+        assert json.loads(first)["id"] == 1 and process.stderr.read() == b""
+
+
+@pytest.mark.slow
 def test_on_a_terminal(tmp_path: Path, model_path: Path) -> None:
     source, out = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_text("Write a long story.\n" * 8)
