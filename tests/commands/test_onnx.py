@@ -40,15 +40,15 @@ def repository(tmp_path: Path) -> Path:
 def test_a_folder_a_quantization_and_a_file(repository: Path) -> None:
     file = repository / "onnx" / "model_quantized.onnx"
     said = {}
-    for name in (str(repository), f"{repository}:int8", str(file), f"{repository}:q4"):
+    for name in (str(repository), f"{repository}:int8", f"{repository}:q8", str(file), f"{repository}:q4"):
         done = localllm("run", "-m", name, "Hi", *ASK)
         assert (done.returncode, done.stderr) == (0, ""), name
         said[name] = done.stdout
     assert len(said[str(repository)]) == 13
-    assert said[str(repository)] == said[f"{repository}:int8"] == said[str(file)]
+    assert said[str(repository)] == said[f"{repository}:int8"] == said[f"{repository}:q8"] == said[str(file)]
     assert localllm("run", str(repository), "Hi", *ASK).stdout == said[str(repository)]
-    done = localllm("run", "-m", f"{repository}:q8", "Hi")
-    assert done.returncode != 0 and "has no q8 (it has f32, int8, q4)" in done.stderr
+    done = localllm("run", "-m", f"{repository}:q5", "Hi")
+    assert done.returncode != 0 and "has no q5 (it has f32, int8, q4)" in done.stderr
 
 
 @pytest.mark.slow
