@@ -110,9 +110,11 @@ def allow_guesses(engine: Engine, guessing: Guessing, options: EngineOptions, *,
         if guessing.draft is not None:
             raise UsageError("--draft: this engine checks no guesses", "--engine llama.cpp does")
         return
+    if guessing.draft is not None and guessing.speculate == "off":
+        raise UsageError("--draft: --speculate off guesses nothing", "auto, exact and loose do")
     from localllm.engines.speculation import SIZES
 
-    if guessing.speculate != "off" or guessing.draft is not None:
+    if guessing.speculate != "off":
         allow(SIZES[-1] - 1)
         local.exact = {"loose": False, "auto": None}.get(guessing.speculate, True)
     if guessing.draft is not None:

@@ -89,7 +89,7 @@ def batch(
     sampling = Sampling() if embed else build(Sampling, found.sampling, own, given)
     limits = Limits() if embed else build(Limits, own, given)
     options = build(EngineOptions, found.options, own, given)
-    made_with = f"{fingerprint(found.path)} {'embed' if embed else engine} {options.lora} {options.template}"
+    made_with = f"{fingerprint(found.path)} {'embed' if embed else engine} {_changes(options)}"
     recipe = Recipe(
         made_with,
         _prompt(prompt, prompt_file),
@@ -163,6 +163,18 @@ def _require_three_files(source: Path, output: Path | None, errors: Path | None)
     for (name, path), (other, same) in combinations(files, 2):
         if path == same:
             raise UsageError(f"{name} and {other} are the same file, {path}", "name another file")
+
+
+def _changes(options: EngineOptions) -> list[str]:
+    """What a chat template and adapters make of a model, by what is in their files. Raises UsageError, BadModelFile."""
+    from localllm.engines.llama_adapters import parse
+    from localllm.formats.gguf import read_header
+    from localllm.hub.digest import fingerprint
+    from localllm.text.template import template_source
+
+    source, _ = template_source(options.template, None, False, ())
+    adapters = [(fingerprint(read_header(path).path), scale) for path, scale in map(parse, options.lora)]
+    return [options.template, source or "", *(f"{digest}:{scale}" for digest, scale in adapters)]
 
 
 def _prompt(text: str | None, file: Path | None) -> str | None:

@@ -21,7 +21,7 @@ class Adapters:
 
     def __init__(self, api: Any, model: Any, model_path: Path, texts: Sequence[str]) -> None:
         self._api = api
-        named = [_parse(text) for text in texts]
+        named = [parse(text) for text in texts]
         self._loaded = [(_load(api, model, model_path, path), scale) for path, scale in named]
         self.names = [_name(path, scale) for path, scale in named]
 
@@ -44,7 +44,7 @@ def _load(api: Any, model: Any, model_path: Path, path: Path) -> Any:
     return adapter
 
 
-def _parse(text: str) -> tuple[Path, float]:
+def parse(text: str) -> tuple[Path, float]:
     """FILE[:SCALE], where no file has the whole as its name."""
     name, _, scale = text.rpartition(":")
     if name and not Path(text).exists():

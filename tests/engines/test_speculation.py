@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import pytest
 
+from localllm.commands._session import allow_guesses
 from localllm.engines import open_engine
 from localllm.engines.llama_cpp import open_draft
 from localllm.engines.llama_model import LlamaModel
@@ -16,7 +17,7 @@ from localllm.engines.local import LocalEngine
 from localllm.engines.proofs import Proofs
 from localllm.engines.speculation import SIZES, Lookup, Pace, Speculation
 from localllm.errors import UsageError
-from localllm.types import Constraint, EngineOptions, Limits, Message, Request, Sampling, Usage
+from localllm.types import Constraint, EngineOptions, Guessing, Limits, Message, Request, Sampling, Usage
 from tests.support.random_models import Model, write
 
 LINE = "The farmer on the hill watches his grey sheep near the old stone wall. "
@@ -185,6 +186,11 @@ def test_a_draft_model_changes_nothing(model_path: Path, engines: tuple[LocalEng
         assert usage.drafted_tokens > 0
         assert sampling.temperature or usage.accepted_tokens > 0.8 * usage.drafted_tokens
     engine.close()
+
+
+def test_a_draft_model_where_nothing_is_to_be_guessed(engines: tuple[LocalEngine, LocalEngine]) -> None:
+    with pytest.raises(UsageError, match="--speculate off"):
+        allow_guesses(engines[0], Guessing("off", "small"), EngineOptions(), yes=False)
 
 
 def test_a_draft_model_of_other_tokens(model: LlamaModel, tmp_path: Path) -> None:

@@ -148,6 +148,16 @@ def test_another_model_of_that_name_and_size_is_another(tmp_path: Path) -> None:
     assert lines(out)[0]["text"] == "Yes."
 
 
+def test_a_template_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    script, template, out = tmp_path / "script", tmp_path / "template", tmp_path / "out"
+    script.write_text("Yes.")
+    words = ["batch", "-", "--engine", "fake", "-m", str(script), "-o", str(out), "--template", str(template)]
+    for text, code in (("{{ messages[0].content }}", 0), ("No.", 2), ("{{ messages[0].content }}", 0)):
+        template.write_text(text)
+        assert localllm(*words, input="x").returncode == code, text
+    assert len(lines(out)) == 1
+
+
 @pytest.mark.slow
 def test_no_file_is_two_at_once(tmp_path: Path) -> None:
     """What failed, given as input again with the same --errors, was emptied before it was read."""
