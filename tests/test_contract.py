@@ -274,7 +274,10 @@ def test_code_4() -> None:
 def test_code_5(script: Callable[[str], str]) -> None:
     done = localllm(*FAKE, script("123456789"), "x", "--regex", "[0-9]{9}", "-n", "5")
     assert (done.returncode, done.stdout) == (5, "12345\n")
-    assert "before it had the form that --regex asks for" in done.stderr
+    assert "before it had the form of --regex (more --max-tokens" in done.stderr
+    done = localllm(*FAKE, script("123456789"), "x", "--regex", "[0-9]{9}", "--stop", "6")
+    assert (done.returncode, done.stdout) == (5, "12345\n")
+    assert "before it had the form of --regex (without --stop " in done.stderr
     assert code(*FAKE, script("123456789"), "x", "--regex", "[0-9]{9}") == 0
 
 

@@ -55,7 +55,7 @@ def give_answers(session: Session, request: Request, output: Output, engine: str
     seed = request.sampling.seed
     if seed is None and output.style != "text":  # it is told, so that the answer can be had again
         seed = random.SystemRandom().randrange(_SEEDS)
-    problem = ""
+    problem = None
     for index in range(output.repeat):
         sampling = replace(request.sampling, seed=None if seed is None else (seed + index) % _SEEDS)
         request = replace(request, sampling=sampling, prefill=output.prefill, logprobs=output.logprobs)
@@ -70,20 +70,23 @@ def give_answers(session: Session, request: Request, output: Output, engine: str
             )
             write_json(found | _origin(session, sampling.seed, engine))
     if problem:
-        raise ConstraintError(problem)
+        raise problem
     return answer
 
 
-def _problem(request: Request, answer: Answer, *, strict: bool) -> str:
-    """Why an answer is not what was asked for, or ""."""
+def _problem(request: Request, answer: Answer, *, strict: bool) -> ConstraintError | None:
+    """Why an answer is not what was asked for."""
     if not answer.fulfilled:
         form = request.constraint.kind if request.constraint else "form"
         if answer.finish == "length":
-            return f"the answer was cut by the limit of tokens, before it had the form that --{form} asks for"
+            return ConstraintError(f"the answer was cut by the limit of tokens, before it had the form of --{form}")
         if request.limits.stop:
-            return f"the answer was cut by --stop, before it had the form that --{form} asks for"
-        return "the answer names a property of an object twice, or nests too deep to be read"
-    return "the answer was cut by the limit of tokens" if strict and answer.finish == "length" else ""
+            text = f"the answer was cut by --stop, before it had the form of --{form}"
+            return ConstraintError(text, "without --stop it goes on to the form's end")
+        text = "the answer names a property of an object twice, or nests too deep to be read"
+        return ConstraintError(text, "another --seed, or a larger model, may do better")
+    cut = strict and answer.finish == "length"
+    return ConstraintError("the answer was cut by the limit of tokens") if cut else None
 
 
 def _origin(session: Session, seed: int | None, engine: str) -> dict[str, object]:
