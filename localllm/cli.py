@@ -87,6 +87,7 @@ class Group(TyperGroup):
             code = _reader_has_gone()
         except SystemExit as error:
             if not isinstance(error.__context__, BrokenPipeError):
+                _write_or_discard()
                 raise
             code = _reader_has_gone()  # Typer and rich make it an exit code of 1
         except OSError as error:
@@ -162,12 +163,12 @@ def _end(words: list[str]) -> int:
 def _report(error: BaseException, hint: str, code: int, debug: bool, text: str = "") -> int:
     from localllm.ui.render import visible
 
-    if debug:
-        import traceback
-
-        traceback.print_exception(error)
     line = " ".join(visible((text or str(error))[:MAX_LINE]).split())
     with suppress(OSError):  # the exit code is told even where the line cannot be
+        if debug:
+            import traceback
+
+            traceback.print_exception(error)
         sys.stderr.write(f"localllm: {line}" + (f" ({hint})" if hint else "") + "\n")
     return code
 

@@ -63,7 +63,8 @@ class Sampling:
     @property
     def repeatable(self) -> bool:
         """Whether the same prompt is to have the same answer again."""
-        return self.seed is not None or self.temperature == 0 or (self.top_k == 1 and not self.mirostat)
+        greedy = self.temperature == 0 or (not self.mirostat and (self.top_k == 1 or self.top_p == 0))
+        return greedy or self.seed is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,8 +82,9 @@ def replacing_folder(path: Path, ours: Collection[str] = ()) -> Iterator[Path]:
         with suppress(OSError):
             sync(path.parent)
     except OSError as error:
-        if error.filename is None or beside in Path(error.filename).parents:  # nobody knows the names beside the target
-            error.filename = str(path)
+        place = Path(error.filename or beside)
+        if beside in (place, *place.parents):  # nobody knows the names beside the target
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
         for folder in (beside, former):

@@ -119,7 +119,8 @@ def _shown(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-_PLACES = ("model", "file", "grammar", "template", "lora", "draft")  # files' names, which are bytes
+# Files' names, which are bytes.
+_PLACES = ("model", "name", "source", "file", "grammar", "template", "lora", "draft", "imatrix", "against")
 
 _PANELS = {
     "Limits": "Length of the answer",

@@ -72,7 +72,7 @@ def batch(
     from localllm.commands._model import resolve
     from localllm.hub.digest import fingerprint
     from localllm.jobs.batch import Batch, Recipe
-    from localllm.jobs.rows import Errors, Output, format_of
+    from localllm.jobs.rows import Errors, Output, format_of, open_input
     from localllm.settings import build, load_settings
     from localllm.ui.progress import be_quiet, rows_progress, say
 
@@ -81,6 +81,9 @@ def batch(
     show_log(verbose)
     kind = format_of(source, format)
     output = None if str(output) == "-" else output
+    piped = str(source) == "-" or not (source.is_file() or source.is_dir() or not source.exists())
+    if not piped:
+        open_input(source).close()  # before a model is opened for nothing
     _require_three_files(source, output, errors)
     settings = load_settings()
     found = find_encoder(model, yes=yes) if embed else resolve(model or settings.model, yes=yes)
@@ -104,8 +107,8 @@ def batch(
     with ExitStack() as stack:
         failed = Errors(errors)
         results = stack.enter_context(Output(output, None if output else sys.stdout.buffer))
-        stack.enter_context(failed)  # emptied by the one process that writes the output
-        total = _count_pending(source, kind, recipe, results) if source.is_file() else None  # a pipe is read once
+        total = None if piped else _count_pending(source, kind, recipe, results)  # a pipe is read once
+        stack.enter_context(failed)  # emptied by the one process that writes the output, once all is known to fit
         report = stack.enter_context(rows_progress(total))
         job = Batch(recipe, results, failed, lambda now: report(now.rows, now.tokens), retries + 1)
         started = time.perf_counter()
@@ -158,6 +161,8 @@ def _count_pending(source: Path, kind: Format, recipe: Recipe, results: Output) 
 
 def _require_three_files(source: Path, output: Path | None, errors: Path | None) -> None:
     """Raise UsageError where one would be emptied or written to as another; devices and pipes may be the same."""
+    if str(errors) == "-":
+        raise UsageError("--errors: failed rows go to a file of their own", "--errors /dev/stderr shows them")
     named = [("IN", source), ("-o", output), ("--errors", errors)]
     files = [(name, path.resolve()) for name, path in named if path and (path.is_file() or not path.exists())]
     for (name, path), (other, same) in combinations(files, 2):
@@ -174,7 +179,7 @@ def _changes(options: EngineOptions) -> list[str]:
 
     source, _ = template_source(options.template, None, False, ())
     adapters = [(fingerprint(read_header(path).path), scale) for path, scale in map(parse, options.lora)]
-    return [options.template, source or "", *(f"{digest}:{scale}" for digest, scale in adapters)]
+    return [options.template if source is None else source, *(f"{digest}:{scale}" for digest, scale in adapters)]
 
 
 def _prompt(text: str | None, file: Path | None) -> str | None:

@@ -36,8 +36,8 @@ def waiting(source: Iterable[T]) -> Iterator[T]:
     """The items of a source that may keep the main thread waiting, such as a pipe: a signal ends the wait at once."""
     items = iter(source)
     while True:
-        _waiting.append(items)
         try:
+            _waiting.append(items)
             if any(_unheeded):
                 raise KeyboardInterrupt  # `abort_on_interrupt` makes of it what the signal means
             item = next(items)

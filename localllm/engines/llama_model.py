@@ -185,7 +185,7 @@ class LlamaModel(Vocabulary):
         return reused
 
     def _require_numbers(self, output: int) -> None:
-        """Raise NotNumbers where weights are NaN: one logit tells, since a norm spreads that over all of them."""
+        """Raise NotNumbers where one logit is NaN: a norm spreads what is in any layer over all of them."""
         if not self._llama.llama_get_logits_ith(self._context, output)[0] < math.inf:
             raise NotNumbers
 
@@ -259,6 +259,7 @@ class LlamaModel(Vocabulary):
         else:
             self._take_back()
             self._decode([token])
+        self._require_numbers(self.output)
         self._keep_row()
 
     def feed_ahead(self, token: int, guess: Sequence[int]) -> None:
@@ -273,6 +274,7 @@ class LlamaModel(Vocabulary):
             self._decode([token, *guess], every=True)
             del self._held[-len(guess) :]
             self.ahead, self.output = list(guess), 0
+            self._require_numbers(self.output)
             self._keep_row()
         self._llama.llama_synchronize(self._context)
 

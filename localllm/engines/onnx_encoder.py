@@ -18,7 +18,7 @@ from localllm import hardware
 from localllm.engines import providers
 from localllm.engines.interrupt import abort_on_interrupt
 from localllm.engines.onnx_folder import Folder, read_folder
-from localllm.engines.onnx_graph import find_caches
+from localllm.engines.onnx_graph import find_caches, is_past
 from localllm.engines.onnx_runner import RunFlag
 from localllm.engines.onnx_session import ignored, open_session, run_error, runtime
 from localllm.engines.onnx_tokenizer import content_of, load_tokenizer, read_json
@@ -56,7 +56,7 @@ class OnnxEncoder:
         self._folder, self.home = folder, folder.tokenizer.parent
         self._tokenizer = load_tokenizer(folder.tokenizer)
         model = read_model(folder.model)
-        self._caches = () if _is_decoder(model) else find_caches(model, folder.config, folder.genai)
+        self._caches = find_caches(model, folder.config, folder.genai) if _wants_caches(model) else ()
         self._inputs = _inputs_of(model, {cache.past for cache in self._caches})
         self._output = choose(model)
         wanted = "cpu" if options.gpu_layers == "0" else options.provider
@@ -189,9 +189,10 @@ def pool(hidden: np.ndarray, mask: np.ndarray, pooling: Pooling) -> np.ndarray:
     return found
 
 
-def _is_decoder(model: Model) -> bool:
-    """Whether the graph's last step makes tokens of its vectors."""
-    return any(value.name == "logits" for value in model.outputs)
+def _wants_caches(model: Model) -> bool:
+    """Whether the graph is a decoder's without the last step, which makes tokens of its vectors."""
+    has_logits = any(value.name == "logits" for value in model.outputs)
+    return not has_logits and any(is_past(value.name) for value in model.inputs)
 
 
 def _inputs_of(model: Model, caches: Collection[str]) -> dict[str, str]:

@@ -118,7 +118,7 @@ def _decoder(genai: Mapping[str, Any]) -> dict[str, Any]:
 def _require_decoder(
     model: Model, inputs: Mapping[str, Value], outputs: Mapping[str, Value], ids: Value | None, logits: Value | None
 ) -> None:
-    past = any(_is_past(name) for name in inputs)
+    past = any(is_past(name) for name in inputs)
     hidden = {"last_hidden_state", "sentence_embedding", "token_embeddings", "pooler_output"} & set(outputs)
     if ids is not None and logits is None and hidden:
         raise BadModelFile(f"{model.path} is an encoder: it makes embeddings", "localllm embed uses it")
@@ -151,7 +151,7 @@ def _some(names: Mapping[str, Value]) -> str:
 
 def find_caches(model: Model, config: Mapping[str, Any], genai: Mapping[str, Any]) -> tuple[Cache, ...]:
     """The inputs that take what an output gave the step before. Raises BadModelFile."""
-    pasts = sorted((v for v in model.inputs if _is_past(v.name)), key=lambda v: _place(v.name))
+    pasts = sorted((v for v in model.inputs if is_past(v.name)), key=lambda v: _place(v.name))
     presents = sorted((v for v in model.outputs if _is_present(v.name)), key=lambda v: _place(v.name))
     if len(pasts) != len(presents):
         raise BadModelFile(f"{model.path} takes {len(pasts)} caches and gives {len(presents)}")
@@ -163,7 +163,7 @@ def find_caches(model: Model, config: Mapping[str, Any], genai: Mapping[str, Any
     return tuple(_cache(model, a, b, fallback, shared=in_place.get(a.name) == b.name) for a, b in pairs)
 
 
-def _is_past(name: str) -> bool:
+def is_past(name: str) -> bool:
     return name.startswith(("past", "cache_", "conv_state", "recurrent_state"))
 
 

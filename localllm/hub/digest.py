@@ -46,10 +46,14 @@ def known_sha256(path: Path) -> str | None:
 def fingerprint(path: Path) -> str:
     """What tells one model from another without reading it all: the sizes of its files, and 4 MB spread over each.
 
-    Training changes nearly every weight. Raises BadModelFile where an ONNX model cannot be read, and OSError.
+    Training changes nearly every weight. Raises BadModelFile where the model cannot be read, and OSError.
     """
     parts = [path]
-    if path.suffix.lower() == ".onnx":
+    if path.suffix.lower() == ".gguf":
+        from localllm.formats.gguf import read_shards
+
+        parts = [shard.path for shard in read_shards(path)]
+    elif path.suffix.lower() == ".onnx":
         from localllm.formats.onnx import read_model
 
         parts += read_model(path).external

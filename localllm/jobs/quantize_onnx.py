@@ -128,6 +128,8 @@ def _tensors(model: Any) -> Iterator[Any]:
     """Every TensorProto: initializers, and constants that are attributes of nodes."""
     for graph in _graphs(model.graph):
         yield from graph.initializer
+        for sparse in graph.sparse_initializer:
+            yield from (sparse.values, sparse.indices)
     for holder in (model.graph, *model.functions):
         for graph in _graphs(holder):
             for attribute in (attribute for node in graph.node for attribute in node.attribute):

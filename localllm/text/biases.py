@@ -17,8 +17,8 @@ def read_biases(texts: Sequence[str], vocabulary_size: int) -> list[tuple[int, f
             biases.append((int(token), float(bias)))
         except ValueError:
             raise UsageError(f"--logit-bias {text!r} is not TOKEN_ID=BIAS", "for example --logit-bias 2=-inf") from None
-        if math.isnan(biases[-1][1]):
-            raise UsageError(f"--logit-bias {text!r} is not a number")
+        if not biases[-1][1] < math.inf:
+            raise UsageError(f"--logit-bias {text!r} is not a number or -inf", "100 is as good as certain")
         if not 0 <= biases[-1][0] < vocabulary_size:
             raise UsageError(f"--logit-bias: the vocabulary ends at {vocabulary_size - 1}")
     return biases

@@ -89,10 +89,10 @@ def save_npy(path: Path, parts: Iterable[Part], dimensions: int) -> None:
     import numpy as np
 
     rows = [vectors for _, vectors in parts]
-    whole = np.concatenate(rows) if rows else np.zeros((0, dimensions), np.float32)
+    whole = np.ascontiguousarray(np.concatenate(rows) if rows else np.zeros((0, dimensions), np.float32))
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(whole))
-        file.write(np.ascontiguousarray(whole).data)  # numpy's own way says of a full disk nothing but two numbers
+        file.write(whole.data)  # numpy's own way says of a full disk nothing but two numbers
 
 
 def print_similarity(texts: Sequence[str], matrix: np.ndarray) -> None:

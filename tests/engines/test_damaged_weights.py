@@ -51,6 +51,27 @@ def test_an_answer_is_refused(engine: LocalEngine, sampling: Sampling) -> None:
     engine.close()
 
 
+def test_what_only_a_later_token_meets_is_refused_too(model_path: Path, tmp_path: Path) -> None:
+    path = tmp_path / "damaged.gguf"
+    shutil.copyfile(model_path, path)
+    table = next(t for t in read_header(path).tensors if t.name == "token_embd.weight")
+    rows = np.memmap(path, np.uint8, "r+", table.offset, (table.shape[1], table.size // table.shape[1]))
+    rows[300, :2] = np.array([np.nan], np.float16).view(np.uint8)  # the scale of the row's first block
+    rows.flush()
+    engine = open_engine("llama.cpp", path, OPTIONS)
+    with closing(engine):
+        model = engine.model
+        model.prefill([1, 2, 3])
+        model.feed(301)
+        with pytest.raises(NotNumbers):
+            model.feed(300)
+        model.allow_guesses(1)
+        model.open_context()
+        model.prefill([1, 2, 3])
+        with pytest.raises(NotNumbers):
+            model.feed_ahead(300, [301])
+
+
 def test_answers_side_by_side_are_refused(model_path: Path, tmp_path: Path) -> None:
     engine, answers = open_together("llama.cpp", damaged_gguf(model_path, tmp_path), OPTIONS, 2)
     request = Request((Message("user", "Hello"),), Sampling(temperature=0), Limits(max_tokens=3))

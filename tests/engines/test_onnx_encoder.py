@@ -161,6 +161,17 @@ def test_a_decoder_that_makes_embeddings(layout: tiny_onnx.Layout, kind: str, tm
     assert np.allclose(together, alone, atol=1e-5 if kind == "f32" else 2e-2)
 
 
+def test_caches_that_an_encoder_gives_are_left_alone(tmp_path: Path) -> None:
+    path = onnx_encoders.write(onnx_encoders.beside(tmp_path) / "model.onnx", ALL[:2], "last_hidden_state")
+    model = onnx.load(path)
+    present = onnx.helper.make_tensor_value_info("present.0.key", TensorProto.FLOAT, ["batch", "sequence", 8])
+    model.graph.output.append(present)
+    model.graph.node.add(op_type="Identity", input=["vectors"], output=["present.0.key"])
+    path.write_bytes(model.SerializeToString())
+    with closing(open_embedder(path, OPTIONS)) as embedder:
+        assert embedder.encode(embedder.tokenize_all(["a"])).shape == (1, onnx_encoders.WIDTH)
+
+
 def test_models_that_are_no_encoders(tmp_path: Path) -> None:
     folder = onnx_encoders.beside(tmp_path)
     onnx_encoders.write(folder / "model.onnx", ("input_ids", "pixel_values"), "last_hidden_state")

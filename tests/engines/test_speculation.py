@@ -311,5 +311,5 @@ def test_guesses_in_a_long_cache_are_loose_where_nobody_can_ask_for_the_same_ans
 
 def test_what_is_to_be_had_again() -> None:
     assert [s.repeatable for s in (Sampling(), Sampling(mirostat=2, top_k=1))] == [False, False]
-    again = (Sampling(seed=0), Sampling(temperature=0), Sampling(top_k=1))
+    again = (Sampling(seed=0), Sampling(temperature=0), Sampling(top_k=1), Sampling(top_p=0))
     assert all(s.repeatable for s in again)

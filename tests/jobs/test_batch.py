@@ -22,6 +22,7 @@ from localllm.protocols import Key
 from localllm.types import Chunk, Limits, Message, Request, Sampling, Usage
 from tests.support import masked, tiny_onnx
 from tests.support.command import COMMAND, Terminal, localllm
+from tests.support.gguf_files import split
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -148,14 +149,52 @@ def test_another_model_of_that_name_and_size_is_another(tmp_path: Path) -> None:
     assert lines(out)[0]["text"] == "Yes."
 
 
+def test_shards_are_all_a_part_of_the_model(tmp_path: Path, model_path: Path) -> None:
+    first, last = split(model_path, tmp_path, "model", 2)
+    found = fingerprint(first)
+    data = last.read_bytes()
+    half = len(data) // 2  # tensors, as training would change them
+    last.write_bytes(data[:half] + bytes(byte ^ 1 for byte in data[half:]))
+    assert fingerprint(first) != found
+
+
 def test_a_template_is_known_by_what_is_in_it(tmp_path: Path) -> None:
     script, template, out = tmp_path / "script", tmp_path / "template", tmp_path / "out"
     script.write_text("Yes.")
-    words = ["batch", "-", "--engine", "fake", "-m", str(script), "-o", str(out), "--template", str(template)]
-    for text, code in (("{{ messages[0].content }}", 0), ("No.", 2), ("{{ messages[0].content }}", 0)):
+    words = ["batch", "-", "--engine", "fake", "-m", str(script), "-o", str(out), "--template"]
+    other = f"{tmp_path}/./template"  # the same file, called otherwise
+    own = "{{ messages[0].content }}"
+    for name, text, code in ((str(template), own, 0), (str(template), "No.", 2), (other, own, 0)):
         template.write_text(text)
-        assert localllm(*words, input="x").returncode == code, text
+        assert localllm(*words, name, input="x").returncode == code, text
     assert len(lines(out)) == 1
+
+
+def test_what_cannot_be_read_or_goes_on_otherwise_empties_nothing(tmp_path: Path) -> None:
+    script, out, errors = tmp_path / "script", tmp_path / "out", tmp_path / "errors"
+    failed = '{"id": 1, "error": "none"}\n'
+    script.write_text("Yes.")
+    errors.write_text(failed)
+    words = ["--engine", "fake", "-m", str(script), "-o", str(out), "--errors", str(errors)]
+    for source in (tmp_path / "none", tmp_path):
+        done = localllm("batch", str(source), *words)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "cannot be read" in done.stderr
+    assert not out.exists()
+    source = tmp_path / "rows"
+    source.write_text("x\n")
+    assert localllm("batch", str(source), *words).returncode == 0
+    errors.write_text(failed)
+    assert localllm("batch", str(source), *words, "--system", "another").returncode == 2
+    assert errors.read_text() == failed
+    assert localllm("batch", str(source), *words[:-1], "-").returncode == 2
+
+
+def test_a_file_that_is_called_as_standard_input_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("script").write_text("Yes.")
+    Path("-").write_text("a\nb\n")
+    done = localllm("batch", "-", "--engine", "fake", "-m", "script", input="x\n")
+    assert [row["text"] for row in map(json.loads, done.stdout.splitlines())] == ["Yes."]
 
 
 @pytest.mark.slow

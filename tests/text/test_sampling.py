@@ -12,7 +12,7 @@ import pytest
 from localllm.engines.llama_chain import links
 from localllm.engines.llama_masked import masked_draw
 from localllm.engines.llama_model import LlamaModel
-from localllm.errors import EngineError
+from localllm.errors import EngineError, UsageError
 from localllm.text.biases import read_biases
 from localllm.text.sampling import Candidates, Draws, Sampler, find_breakers, top_k
 from localllm.types import Sampling
@@ -190,3 +190,9 @@ def test_draws_are_those_of_the_mersenne_twister() -> None:
     assert [draws.single() for _ in range(3)] == [
         np.float32(n) / np.float32(2**32) for n in (3499211612, 581869302, 3890346734)
     ]
+
+
+@pytest.mark.parametrize("text", ["1=inf", "1=nan", "1", "x=1", "10=1"])
+def test_biases_that_are_none(text: str) -> None:
+    with pytest.raises(UsageError, match="--logit-bias"):
+        read_biases((text,), 10)

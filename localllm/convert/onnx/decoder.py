@@ -99,10 +99,10 @@ def read(architecture: str, table: Mapping[str, Any], vocabulary: int, window: i
     head = values.number("attention.key_length", shape.width // heads)
     if values.number("attention.value_length", head) != head:
         raise _bad("its keys and values differ in length")
-    if head % 8:
+    if not head or head % 8:
         raise _bad(f"its heads have {head} elements, and ONNX Runtime's attention takes multiples of 8")
     kv_heads = values.number("attention.head_count_kv", heads)
-    if heads % kv_heads:
+    if not kv_heads or heads % kv_heads:
         raise _bad(f"its {heads} heads cannot share {kv_heads} of keys and values")
     context = values.number("context_length")
     if not 0 < context <= _MAX_CONTEXT:

@@ -107,7 +107,7 @@ class Chat:
 
     def count_again(self) -> None:
         """Count what fills the context; what cannot be counted stays as it was, and asking will say why."""
-        with suppress(LocalLLMError):
+        with suppress(LocalLLMError, OSError):
             self.used = self.conversation.used()
 
     def last_thinking(self) -> str:

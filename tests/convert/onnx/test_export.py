@@ -219,6 +219,8 @@ def broken(model: Path, target: Path, old: bytes, new: bytes) -> Path:
         (b"llama.attention.head_count\x04\0\0\0\x04", b"llama.attention.head_count\x04\0\0\0\x08", "has the shape"),
         (b"llama.attention.head_count_kv\x04\0\0\0\x02", b"llama.attention.head_count_kv\x04\0\0\0\x03",
          "4 heads cannot share 3"),
+        (b"llama.attention.head_count_kv\x04\0\0\0\x02", b"llama.attention.head_count_kv\x04\0\0\0\x00",
+         "head_count_kv is 0"),
         (b"llama.embedding_length\x04\0\0\0\x40", b"llama.embedding_length\x04\0\0\0\x20", "has the shape"),
         (b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenX", "has no vocabulary"),
     ],
